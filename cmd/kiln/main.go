@@ -1,0 +1,4 @@
+// Command kiln builds container images and runs them.
+package main
+
+func main() {}
