@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+)
+
+// app is what the commands share: the terminal's streams and the place of
+// the store. A command opens the store itself, and only if it needs it, so
+// that `kiln version` and `--help` touch nothing.
+type app struct {
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+	root   string // --root, else KILN_ROOT, else the default place
+}
+
+// exitError ends the program with a status of its own. A nil err prints
+// nothing more: all has been said already.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// exitCode is the program's status for an error of a command: that of an
+// exitError, else 1.
+func exitCode(err error) int {
+	var e *exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &e):
+		return e.code
+	}
+	return 1
+}
+
+// defaultRoot is where the store lies if nothing else is said.
+func defaultRoot(getenv func(string) string, uid int) string {
+	if dir := getenv("KILN_ROOT"); dir != "" {
+		return dir
+	}
+	if uid == 0 {
+		return "/var/lib/kiln"
+	}
+	if dir := getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "kiln")
+	}
+	return filepath.Join(getenv("HOME"), ".local", "share", "kiln")
+}
+
+// command builds the tree of commands.
+func (a *app) command() *cobra.Command {
+	c := &cobra.Command{
+		Use:           "kiln",
+		Short:         "Build container images and run them, without a daemon",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	c.SetIn(a.stdin)
+	c.SetOut(a.stdout)
+	c.SetErr(a.stderr)
+	c.PersistentFlags().StringVar(&a.root, "root", defaultRoot(os.Getenv, os.Geteuid()), "the store's folder (KILN_ROOT)")
+	c.AddCommand(a.imageCommands()...)
+	c.AddCommand(a.containerCommands()...)
+	return c
+}

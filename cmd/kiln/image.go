@@ -1,0 +1,6 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// imageCommands are the commands that work on the image store.
+func (a *app) imageCommands() []*cobra.Command { return nil }
