@@ -1,0 +1,235 @@
+package layout
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// Tag gives a manifest or index the name ref, which another may have had
+// before. With an empty ref the image is kept without a name. The blobs
+// written so far, and the tag, survive a power loss once Tag returns.
+//
+// Of desc's annotations the name is replaced and the others are kept.
+func (l *Layout) Tag(ctx context.Context, ref string, desc v1.Descriptor) error {
+	if !l.Has(desc.Digest) {
+		return fmt.Errorf("tag %s: %w", ref, &NotFoundError{What: "blob " + desc.Digest.String(), Dir: l.dir})
+	}
+	desc.Annotations = maps.Clone(desc.Annotations)
+	if ref == "" {
+		delete(desc.Annotations, v1.AnnotationRefName)
+	} else {
+		if desc.Annotations == nil {
+			desc.Annotations = map[string]string{}
+		}
+		desc.Annotations[v1.AnnotationRefName] = ref
+	}
+	raw, err := json.Marshal(desc)
+	if err != nil {
+		return fmt.Errorf("tag %s: %w", ref, err)
+	}
+	// The names of the blobs first: a tag must not outlive them.
+	if err := syncDir(l.blobsDir()); err != nil {
+		return fmt.Errorf("tag %s: %w", ref, err)
+	}
+	err = l.change(ctx, func(x *index) error {
+		x.remove(func(d v1.Descriptor) bool {
+			if ref == "" {
+				return d.Digest == desc.Digest && RefName(d) == ""
+			}
+			return RefName(d) == ref
+		})
+		x.entries = append(x.entries, entry{raw: raw, desc: desc})
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("tag %s: %w", ref, err)
+	}
+	return nil
+}
+
+// Untag takes a name away. The error is a [*NotFoundError] if there is none
+// such. The image's blobs stay until [Layout.Collect].
+func (l *Layout) Untag(ctx context.Context, ref string) error {
+	return l.removeEntries(ctx, ref, func(d v1.Descriptor) bool { return RefName(d) == ref && ref != "" })
+}
+
+// Forget takes an image out of the index together with all of its names.
+func (l *Layout) Forget(ctx context.Context, d digest.Digest) error {
+	return l.removeEntries(ctx, d.String(), func(e v1.Descriptor) bool { return e.Digest == d })
+}
+
+func (l *Layout) removeEntries(ctx context.Context, what string, match func(v1.Descriptor) bool) error {
+	err := l.change(ctx, func(x *index) error {
+		if x.remove(match) == 0 {
+			return &NotFoundError{What: what, Dir: l.dir}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("untag: %w", err)
+	}
+	return nil
+}
+
+// Resolve returns what a name stands for, or a [*NotFoundError]. The name
+// must be as it was given to Tag; normalising names is left to the caller.
+func (l *Layout) Resolve(ref string) (v1.Descriptor, error) {
+	x, err := l.readIndex()
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	// The last wins, as in other tools that append.
+	for i := len(x.entries) - 1; i >= 0; i-- {
+		if d := x.entries[i].desc; RefName(d) == ref && ref != "" {
+			return d, nil
+		}
+	}
+	return v1.Descriptor{}, &NotFoundError{What: ref, Dir: l.dir}
+}
+
+// List returns all entries of the index, in the order they were made. An
+// image with several names appears with each of them; see [RefName].
+func (l *Layout) List() ([]v1.Descriptor, error) {
+	x, err := l.readIndex()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]v1.Descriptor, len(x.entries))
+	for i, e := range x.entries {
+		list[i] = e.desc
+	}
+	return list, nil
+}
+
+// RefName is the name that an entry of the index has, or "".
+func RefName(d v1.Descriptor) string { return d.Annotations[v1.AnnotationRefName] }
+
+// index is index.json with everything in it that we do not know.
+type index struct {
+	fields  map[string]json.RawMessage // but manifests
+	entries []entry
+}
+
+type entry struct {
+	raw  json.RawMessage
+	desc v1.Descriptor
+}
+
+func (x *index) remove(match func(v1.Descriptor) bool) (removed int) {
+	kept := x.entries[:0]
+	for _, e := range x.entries {
+		if match(e.desc) {
+			removed++
+			continue
+		}
+		kept = append(kept, e)
+	}
+	x.entries = kept
+	return removed
+}
+
+func (l *Layout) readIndex() (*index, error) {
+	path := filepath.Join(l.dir, v1.ImageIndexFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read image index: %w", err)
+	}
+	x := &index{}
+	if err := x.parse(b); err != nil {
+		return nil, fmt.Errorf("read image index %s: %w", path, err)
+	}
+	return x, nil
+}
+
+func (x *index) parse(b []byte) error {
+	if err := json.Unmarshal(b, &x.fields); err != nil {
+		return err
+	}
+	if x.fields == nil {
+		return errors.New("not a JSON object")
+	}
+	var raw []json.RawMessage
+	if m, ok := x.fields["manifests"]; ok {
+		if err := json.Unmarshal(m, &raw); err != nil {
+			return err
+		}
+	}
+	x.entries = make([]entry, len(raw))
+	for i, r := range raw {
+		x.entries[i].raw = r
+		if err := json.Unmarshal(r, &x.entries[i].desc); err != nil {
+			return fmt.Errorf("manifests[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func (x *index) marshal() ([]byte, error) {
+	raw := make([]json.RawMessage, len(x.entries))
+	for i, e := range x.entries {
+		raw[i] = e.raw
+	}
+	m, err := json.Marshal(raw)
+	if err != nil {
+		return nil, err
+	}
+	fields := maps.Clone(x.fields)
+	fields["manifests"] = m
+	return json.Marshal(fields)
+}
+
+// change rewrites index.json while no one else does.
+func (l *Layout) change(ctx context.Context, f func(*index) error) error {
+	held, err := lock(ctx, filepath.Join(l.dir, v1.ImageLayoutFile), unix.LOCK_EX, true)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	x, err := l.readIndex()
+	if err != nil {
+		return err
+	}
+	if err := f(x); err != nil {
+		return err
+	}
+	b, err := x.marshal()
+	if err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(l.dir, v1.ImageIndexFile), b)
+}
+
+// replaceFile puts a new file in a name's place so that a reader, or the
+// next boot, finds either the old or the new one.
+func replaceFile(path string, data []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // fails once it was renamed
+	if err := finish(tmp, data); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
