@@ -1,0 +1,269 @@
+package sandbox
+
+import (
+	"context"
+	"os"
+	"time"
+)
+
+// Command is what runs in a sandbox and with which rights: the part of a
+// [Spec] that a later [Exec] into a running sandbox has too.
+type Command struct {
+	// Args is the command and its arguments. A name without a slash is
+	// looked up in the PATH of Env, inside the root.
+	Args []string
+
+	// Env is the whole environment, K=V. Nothing is added to it.
+	Env []string
+
+	// Cwd is the working directory inside the root; empty is "/". It has to
+	// exist, and stays inside the root whatever links it contains.
+	Cwd string
+
+	// UID, GID and Groups are the numeric ids the command runs with. Groups
+	// are the supplementary ones, GID not among them by itself.
+	UID, GID int
+	Groups   []int
+
+	// Umask is the file mode creation mask; nil is 022.
+	Umask *uint32
+
+	// Capabilities are the names ("CAP_CHOWN") that the command may have:
+	// its bounding set, and for UID 0 its permitted and effective sets. Nil
+	// is [DefaultCapabilities]; an empty slice is none.
+	Capabilities []string
+
+	// Ambient are names of Capabilities that a command of another UID keeps.
+	Ambient []string
+
+	// Privileged gives what BuildKit's --security=insecure and docker's
+	// --privileged give: all capabilities of the caller, no seccomp filter,
+	// no masked or read-only paths, a writable /sys, every device. It is no
+	// sandbox any more.
+	Privileged bool
+
+	// NoNewPrivs keeps setuid programs and file capabilities from giving
+	// rights. It is always set where the sandbox has a seccomp filter but
+	// the caller lacks CAP_SYS_ADMIN.
+	NoNewPrivs bool
+
+	// Seccomp is the system call filter; the zero value is Docker's default
+	// profile for Capabilities.
+	Seccomp Seccomp
+
+	Rlimits     []Rlimit
+	OOMScoreAdj *int
+
+	// Stdin, Stdout and Stderr are given to the command as they are; the
+	// caller keeps them and may close its copies once Start returns. Nil is
+	// the sandbox's own /dev/null. Unused with a Terminal.
+	Stdin, Stdout, Stderr *os.File
+
+	// Terminal gives the command a pseudo terminal made inside the sandbox's
+	// own devpts; [Process.Terminal] is its master side.
+	Terminal *Size
+}
+
+// Spec describes a sandbox and the command in it. The zero value of each
+// field is what Docker does for a container, so Root (or RootPath) and Args
+// are all that has to be set.
+type Spec struct {
+	Command
+
+	// Root is a detached mount (fsmount, open_tree) that becomes the root
+	// file system. The mount moves into the sandbox and ends with it; the
+	// caller closes its descriptor after Start. Alternatively RootPath names
+	// a directory, of which a private clone is made (with what is mounted
+	// below it).
+	Root     *os.File
+	RootPath string
+
+	// ReadonlyRoot makes the root mount read-only. Mount points that are
+	// missing are created before that.
+	ReadonlyRoot bool
+
+	// Mounts come in this order, after the default ones: proc, sysfs, a
+	// tmpfs on /dev with devpts, shm and mqueue, and cgroup. A default mount
+	// whose target is among Mounts is left out. Missing mount points are
+	// created: see [Process.Created].
+	Mounts []Mount
+
+	// NoDefaultMounts leaves the default mounts out: Mounts has all.
+	NoDefaultMounts bool
+
+	Hostname   string // empty keeps the caller's
+	Domainname string
+
+	// Network, IPC, UTS and PID are new namespaces unless they say
+	// otherwise. A new network namespace has only its loopback, up. PID can
+	// be new or the host's.
+	Network Namespace
+	IPC     Namespace
+	UTS     Namespace
+	PID     Namespace
+	Cgroup  Namespace
+
+	// UIDMap and GIDMap, if set, put the sandbox into a user namespace of
+	// its own.
+	UIDMap, GIDMap []IDMap
+
+	// MaskedPaths read as empty, ReadonlyPaths cannot be written; nil is
+	// Docker's lists ([DefaultMaskedPaths], [DefaultReadonlyPaths]), an
+	// empty slice is none. Unused where Privileged.
+	MaskedPaths   []string
+	ReadonlyPaths []string
+
+	// Devices are added to the default ones (null, zero, full, random,
+	// urandom, tty). The sandbox may open no others, where device cgroups
+	// can be had.
+	Devices []Device
+
+	// Sysctls are written to /proc/sys; only names that belong to a
+	// namespace of the sandbox's own are accepted.
+	Sysctls map[string]string
+
+	// ShmSize bounds /dev/shm in bytes; zero is 64 MiB.
+	ShmSize int64
+
+	Limits Limits
+
+	// CgroupName names the sandbox's control groups below Limits.Parent;
+	// empty is a new name. Where groups cannot be made and Limits asks for
+	// none the sandbox runs without them.
+	CgroupName string
+
+	// Accounting puts the sandbox into every controller, so that
+	// [Group.Stats] has all figures, and not only into those that Limits
+	// needs.
+	Accounting bool
+
+	// Init runs a minimal init as process 1, which starts the command,
+	// forwards signals and reaps what is orphaned. Without it the command is
+	// process 1.
+	Init bool
+
+	// Detached lets the sandbox outlive its parent process; else it is
+	// killed when that dies, however that dies.
+	Detached bool
+
+	// NetworkReady, if set, is called once the namespaces of process pid
+	// exist and before anything runs in them, to attach interfaces. An
+	// error ends the start.
+	NetworkReady func(ctx context.Context, pid int) error
+}
+
+// Namespace says which namespace a sandbox gets: a new one (the zero value),
+// the host's, or one that is joined.
+type Namespace struct {
+	Host bool
+	Join *os.File // such as /proc/PID/ns/net, opened; the caller keeps it
+}
+
+// IDMap maps Size ids from Inside on to those from Outside on.
+type IDMap struct {
+	Inside, Outside, Size int
+}
+
+// Mount is one mount of a sandbox. It has FD, or Source, or Type.
+type Mount struct {
+	// Target is the absolute path in the sandbox; links on the way resolve
+	// inside the root. The mount point is a file where the source is not a
+	// directory.
+	Target string
+
+	// FD is a detached mount (fsmount, open_tree) to be moved to Target. It
+	// can be used once; the caller closes it after Start.
+	FD *os.File
+
+	// Source is a path of this machine to bind; its mounts below come along
+	// where Recursive.
+	Source    string
+	Recursive bool
+
+	// Type is "tmpfs", "proc", "sysfs", "devpts", "mqueue" or "cgroup".
+	Type string
+
+	ReadOnly, NoSuid, NoDev, NoExec bool
+
+	// Propagation of a bind mount: "" is private, "slave" receives later
+	// mounts of the host, "shared" keeps an FD's as it is.
+	Propagation string
+
+	// Of a tmpfs: Size bounds it, in bytes; Mode 0 is 01777; Options are
+	// passed on, "key" or "key=value". Of a tmpfs whose mount point exists
+	// CopyUp has the contents copied into it, as docker's tmpcopyup.
+	Size     int64
+	Mode     uint32
+	UID, GID int
+	Options  []string
+}
+
+// Device is a device node of a sandbox.
+type Device struct {
+	Path         string // in the sandbox, such as "/dev/fuse"
+	Type         byte   // 'c' or 'b'
+	Major, Minor uint32
+	Mode         uint32 // permission bits; zero is 0666
+	UID, GID     int
+	Access       string // what is allowed, of "rwm"; empty is all
+}
+
+// Rlimit is a resource limit, Name as in "nofile".
+type Rlimit struct {
+	Name       string
+	Soft, Hard uint64
+}
+
+// Size is that of a terminal, in characters.
+type Size struct {
+	Rows, Cols uint16
+}
+
+// Limits bound what a sandbox may use; zero values do not bound. Limits that
+// cannot be had on this machine are an error.
+type Limits struct {
+	Memory            int64 // bytes
+	MemorySwap        int64 // bytes of memory and swap together; -1 is any swap
+	MemoryReservation int64
+	CPUShares         int64
+	CPUPeriod         int64 // microseconds; zero is 100,000
+	CPUQuota          int64 // microseconds in each period
+	CPUSetCPUs        string
+	CPUSetMems        string
+	Pids              int64
+	Parent            string // control group below which the sandbox's is made
+}
+
+// Seccomp is a choice of system call filter.
+type Seccomp struct {
+	// Unconfined is no filter.
+	Unconfined bool
+
+	// Profile is a profile in docker's JSON form; empty is the default one.
+	Profile []byte
+}
+
+// Status is how a sandbox's command ended.
+type Status struct {
+	// Code is the exit status; 128 + Signal where a signal ended it.
+	Code   int
+	Signal int // 0 if none
+
+	// OOMKilled says that the kernel killed something in the sandbox for
+	// want of memory.
+	OOMKilled bool
+
+	// What the command and all it waited for used.
+	User, System time.Duration
+	MaxRSS       int64 // bytes, of the largest process
+}
+
+// CommandError says that a sandbox could be made, but not its command be
+// started. Code is 127 where it was not found and 126 where it may not or
+// cannot be executed, as shells and docker have it.
+type CommandError struct {
+	Message string
+	Code    int
+}
+
+func (e *CommandError) Error() string { return e.Message }
