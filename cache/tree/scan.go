@@ -1,0 +1,466 @@
+package tree
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// ScanOptions say how a directory is read. The zero value reads the upper
+// directory of an overlay and hashes all files.
+type ScanOptions struct {
+	// Plain reads an ordinary directory, not one in overlay form: a 0:0
+	// character device is a device, extended attributes are left out, and
+	// hard links are files of their own.
+	Plain bool
+
+	// NoHash leaves the digests of files empty.
+	NoHash bool
+
+	// Known, if set, answers the digests of files that need not be read, and
+	// learns the others.
+	Known Digests
+
+	// Filter, if set, is asked for each path but the root whether it is in
+	// the tree, and for a directory whether its contents are looked at. A
+	// directory that is looked at but not kept, and below which something is
+	// kept, is in the tree as well: a tree has no gaps.
+	Filter func(path string, t Type) (keep, descend bool)
+}
+
+// Digests remembers digests of files by path and attributes. It must be safe
+// for concurrent use.
+type Digests interface {
+	// Lookup returns the digest of a file that has not changed.
+	Lookup(path string, st *unix.Stat_t) (digest.Digest, bool)
+
+	// Put is called with the digest of a file that was read whole and whose
+	// attributes were those of st before and after; seen is the time before.
+	Put(path string, st *unix.Stat_t, d digest.Digest, seen time.Time)
+}
+
+// ErrRedirected says that a directory uses overlayfs features (redirect_dir,
+// metacopy) with which it does not hold all that it stands for.
+var ErrRedirected = errors.New("the overlay was mounted with redirect_dir or metacopy; mount it with redirect_dir=off,metacopy=off")
+
+// Scan lists a directory. It opens everything by descriptor and name without
+// following links, so nothing outside is ever read, whatever is in there.
+// Sockets are left out, as in every image format. Files are hashed by as many
+// goroutines as there are processors, and all have ended when Scan returns.
+//
+// In overlay form whiteouts, opaque marks and the kept extended attributes
+// (security.capability, user.*) are read as well; overlayfs' own are not kept.
+func Scan(ctx context.Context, dir string, o ScanOptions) (*Tree, error) {
+	t, err := scan(ctx, dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("scan %s: %w", dir, err)
+	}
+	return t, nil
+}
+
+func scan(ctx context.Context, dir string, o ScanOptions) (*Tree, error) {
+	// The directory itself is the caller's word; what is in it is not.
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open", err)
+	}
+	root := &openDir{fd: fd}
+	root.users.Store(1)
+	defer root.done()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.NumCPU())
+	s := &scanner{o: o, ctx: groupCtx, group: group, links: map[inode]*Entry{}}
+	e := s.entry("", &st)
+	if err := s.attributes(e, fdXattrs(fd)); err != nil {
+		return nil, err
+	}
+	err = s.dir(root, "")
+	if failed := group.Wait(); failed != nil {
+		err = failed // which is what stopped the listing, if that failed too
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{Entries: make([]Entry, len(s.entries))}
+	for i, e := range s.entries {
+		t.Entries[i] = *e
+		if e.Hardlink != "" {
+			first := s.links[s.inodes[e]]
+			t.Entries[i].Digest, t.Entries[i].Size = first.Digest, first.Size
+		}
+	}
+	return t, nil
+}
+
+type scanner struct {
+	o       ScanOptions
+	ctx     context.Context
+	group   *errgroup.Group
+	entries []*Entry
+	links   map[inode]*Entry // first entries of files with several links
+	inodes  map[*Entry]inode // of the other entries of those
+	slab    []Entry
+}
+
+type inode struct{ dev, ino uint64 }
+
+// openDir is a directory that workers still open files of.
+type openDir struct {
+	fd    int
+	users atomic.Int32
+}
+
+func (d *openDir) done() {
+	if d.users.Add(-1) == 0 {
+		unix.Close(d.fd)
+	}
+}
+
+// entry appends an entry with what stat tells.
+func (s *scanner) entry(path string, st *unix.Stat_t) *Entry {
+	if len(s.slab) == cap(s.slab) {
+		s.slab = make([]Entry, 0, min(512, 8+2*cap(s.slab)))
+	}
+	s.slab = append(s.slab, Entry{
+		Path:  path,
+		Type:  typeOf(st.Mode),
+		Mode:  st.Mode & 0o7777,
+		UID:   int(st.Uid),
+		GID:   int(st.Gid),
+		Mtime: st.Mtim.Sec*1e9 + st.Mtim.Nsec,
+	})
+	e := &s.slab[len(s.slab)-1]
+	s.entries = append(s.entries, e)
+	return e
+}
+
+func typeOf(mode uint32) Type {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return Dir
+	case unix.S_IFREG:
+		return File
+	case unix.S_IFLNK:
+		return Symlink
+	case unix.S_IFCHR:
+		return Char
+	case unix.S_IFBLK:
+		return Block
+	case unix.S_IFIFO:
+		return Fifo
+	}
+	return 0 // a socket
+}
+
+// dir lists what is in an open directory, in order.
+func (s *scanner) dir(d *openDir, path string) error {
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
+	names, err := readNames(d.fd)
+	if err != nil {
+		return pathError("read directory", path, err)
+	}
+	for _, name := range names {
+		at := join(path, name)
+		if err := s.name(d, name, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scanner) name(d *openDir, name, at string) error {
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) }); err != nil {
+		if s.o.Plain && err == unix.ENOENT {
+			return nil // gone since the directory was read
+		}
+		return pathError("stat", at, err)
+	}
+	t := typeOf(st.Mode)
+	if t == 0 {
+		return nil
+	}
+	keep, descend := true, true
+	if s.o.Filter != nil {
+		if keep, descend = s.o.Filter(at, t); !keep && (t != Dir || !descend) {
+			return nil
+		}
+	}
+	before := len(s.entries)
+	e := s.entry(at, &st)
+	switch t {
+	case Dir:
+		if err := s.subdir(d, name, e, descend); err != nil {
+			return err
+		}
+		if !keep && len(s.entries) == before+1 {
+			s.entries = s.entries[:before]
+		}
+		return nil
+	case File:
+		return s.file(d, name, e, &st)
+	case Char, Block:
+		e.Major, e.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
+		if t == Char && st.Rdev == 0 && !s.o.Plain {
+			*e = Entry{Path: at, Type: Whiteout}
+			return nil
+		}
+	case Symlink:
+		link, err := readlink(d.fd, name, int(st.Size))
+		if err != nil {
+			return pathError("read link", at, err)
+		}
+		e.Link = link
+	}
+	return s.attributes(e, pathXattrs(procPath(d.fd, name)))
+}
+
+func (s *scanner) subdir(parent *openDir, name string, e *Entry, descend bool) error {
+	if !descend && s.o.Plain {
+		return nil
+	}
+	fd, err := openat(parent.fd, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return pathError("open", e.Path, err)
+	}
+	d := &openDir{fd: fd}
+	d.users.Store(1)
+	defer d.done()
+	if err := s.attributes(e, fdXattrs(fd)); err != nil || !descend {
+		return err
+	}
+	return s.dir(d, e.Path)
+}
+
+// attributes reads what extended attributes tell of an entry.
+func (s *scanner) attributes(e *Entry, x xattrs) error {
+	if s.o.Plain {
+		return nil
+	}
+	names, err := x.names()
+	if err != nil {
+		return pathError("list attributes of", e.Path, err)
+	}
+	for _, name := range names {
+		note, overlay := overlayNote(name)
+		if overlay && (note == "redirect" || note == "metacopy") {
+			return pathError("attribute "+name+" of", e.Path, ErrRedirected)
+		}
+		if overlay && (note != "opaque" || e.Type != Dir) || !overlay && !kept(name) {
+			continue
+		}
+		value, ok, err := x.value(name)
+		switch {
+		case err != nil:
+			return pathError("read attribute "+name+" of", e.Path, err)
+		case overlay:
+			e.Opaque = e.Opaque || value == "y"
+		case ok:
+			if e.Xattrs == nil {
+				e.Xattrs = map[string]string{}
+			}
+			e.Xattrs[name] = value
+		}
+	}
+	return nil
+}
+
+// file sees to a regular file's digest and attributes, as a rule in a
+// goroutine of the group.
+func (s *scanner) file(d *openDir, name string, e *Entry, st *unix.Stat_t) error {
+	e.Size = st.Size
+	if st.Nlink > 1 && !s.o.Plain {
+		id := inode{st.Dev, st.Ino}
+		if first := s.links[id]; first != nil {
+			e.Hardlink = first.Path
+			if s.inodes == nil {
+				s.inodes = map[*Entry]inode{}
+			}
+			s.inodes[e] = id
+			// Attributes belong to the inode, but a worker may not have read
+			// those of the first link yet.
+			return s.attributes(e, pathXattrs(procPath(d.fd, name)))
+		}
+		s.links[id] = e
+	}
+	switch {
+	case s.o.NoHash:
+	case s.o.Plain && st.Size == 0:
+		e.Digest = digest.FromBytes(nil)
+	case s.o.Known != nil:
+		e.Digest, _ = s.o.Known.Lookup(e.Path, st)
+	}
+	if s.o.Plain && (s.o.NoHash || e.Digest != "") {
+		return nil
+	}
+	d.users.Add(1)
+	work := func() error {
+		defer d.done()
+		return s.read(d, name, e)
+	}
+	if st.Size == 0 {
+		return work() // not worth a goroutine
+	}
+	s.group.Go(work) // waits while all workers are busy
+	return nil
+}
+
+// buffers are for reading files. Larger ones are not faster: hashing is what
+// takes the time.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
+// read hashes a file and reads its attributes.
+func (s *scanner) read(d *openDir, name string, e *Entry) error {
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
+	// Should a fifo have taken the file's place, opening must not wait.
+	fd, err := openat(d.fd, name, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return pathError("open", e.Path, err)
+	}
+	defer unix.Close(fd)
+	if err := s.attributes(e, fdXattrs(fd)); err != nil {
+		return err
+	}
+	if s.o.NoHash || e.Digest != "" {
+		return nil
+	}
+	seen := time.Now()
+	var before, after unix.Stat_t
+	if err := unix.Fstat(fd, &before); err != nil {
+		return pathError("stat", e.Path, err)
+	}
+	if typeOf(before.Mode) != File {
+		return pathError("read", e.Path, errors.New("it is no longer a regular file"))
+	}
+	if e.Digest, e.Size, err = s.hash(fd); err != nil {
+		return pathError("read", e.Path, err)
+	}
+	if s.o.Known == nil {
+		return nil
+	}
+	if err := unix.Fstat(fd, &after); err != nil {
+		return pathError("stat", e.Path, err)
+	}
+	if before.Size == e.Size && after.Size == e.Size && before.Mtim == after.Mtim && before.Ctim == after.Ctim {
+		s.o.Known.Put(e.Path, &before, e.Digest, seen)
+	}
+	return nil
+}
+
+func (s *scanner) hash(fd int) (digest.Digest, int64, error) {
+	h := sha256.New()
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	var size int64
+	for {
+		var n int
+		err := retry(func() (err error) { n, err = unix.Read(fd, *buf); return err })
+		if err != nil {
+			return "", 0, err
+		}
+		if n == 0 {
+			return digest.NewDigest(digest.SHA256, h), size, nil
+		}
+		h.Write((*buf)[:n])
+		if size += int64(n); s.ctx.Err() != nil {
+			return "", 0, context.Cause(s.ctx)
+		}
+	}
+}
+
+// readNames lists a directory, sorted bytewise: within one directory that is
+// the walking order.
+func readNames(fd int) ([]string, error) {
+	var names []string
+	bp := buffers.Get().(*[]byte)
+	defer buffers.Put(bp)
+	buf := (*bp)[:32<<10]
+	for {
+		var n int
+		err := retry(func() (err error) { n, err = unix.ReadDirent(fd, buf); return err })
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			slices.Sort(names)
+			return names, nil
+		}
+		for b := buf[:n]; len(b) > 0; {
+			var read int
+			read, _, names = unix.ParseDirent(b, -1, names)
+			if read == 0 {
+				return nil, io.ErrUnexpectedEOF
+			}
+			b = b[read:]
+		}
+	}
+}
+
+func readlink(fd int, name string, size int) (string, error) {
+	for size = max(size, 64); ; size *= 2 {
+		buf := make([]byte, size+1)
+		n, err := unix.Readlinkat(fd, name, buf)
+		if err != nil {
+			return "", err
+		}
+		if n < len(buf) {
+			return string(buf[:n]), nil
+		}
+	}
+}
+
+// procPath names a file in an open directory for calls that have no form with
+// a descriptor; the last component is not followed by those used here.
+func procPath(fd int, name string) string {
+	return "/proc/self/fd/" + strconv.Itoa(fd) + "/" + name
+}
+
+func openat(at int, name string, flags int) (int, error) {
+	var fd int
+	err := retry(func() (err error) {
+		fd, err = unix.Openat(at, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
+}
+
+// retry repeats a call that a signal interrupted.
+func retry(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func pathError(op, path string, err error) error {
+	if path == "" {
+		path = "."
+	}
+	return &fs.PathError{Op: op, Path: path, Err: err}
+}
