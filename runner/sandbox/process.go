@@ -1,11 +1,131 @@
 package sandbox
-// Process is a running sandbox, or a command that Exec started in one.
-//
-//	func MaybeInit()
-//	func Start(ctx context.Context, s Spec) (*Process, error)
-//	func Exec(ctx context.Context, pid int, c Command) (*Process, error)
-//	(*Process) PID() int; PidFD() *os.File; Created() []string
-//	(*Process) Terminal() *os.File; Resize(Size) error
-//	(*Process) Wait() (Status, error); Signal(unix.Signal) error; Kill() error
-//	(*Process) Group() *Group: Freeze, Thaw, Kill, Stats, Update(Limits), Paths
-type Process struct{}
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a command in a sandbox. Its methods may be called from several
+// goroutines.
+type Process struct {
+	pid      int
+	pidfd    *os.File
+	terminal *os.File
+	created  []string
+	group    groups
+	own      bool        // the sandbox is this process's: its groups end with it
+	stop     func() bool // ends the watch over the context of Start
+
+	wait   sync.Once
+	status Status
+	err    error
+}
+
+// PID returns the process id, as this process sees it.
+func (p *Process) PID() int { return p.pid }
+
+// PidFD returns a descriptor of the process (pidfd_open(2)), readable once it
+// has ended. It belongs to p and is closed by Wait.
+func (p *Process) PidFD() *os.File { return p.pidfd }
+
+// Created returns the paths, outermost first, that were made in the root as
+// mount points for lack of them; they are still there when the sandbox has
+// ended.
+func (p *Process) Created() []string { return p.created }
+
+// Terminal returns the master side of the command's terminal, nil if it has
+// none. The caller closes it.
+func (p *Process) Terminal() *os.File { return p.terminal }
+
+// Resize changes the size of the terminal.
+func (p *Process) Resize(s Size) error {
+	if p.terminal == nil {
+		return errors.New("resize the terminal: there is none")
+	}
+	size := &unix.Winsize{Row: s.Rows, Col: s.Cols}
+	if err := unix.IoctlSetWinsize(int(p.terminal.Fd()), unix.TIOCSWINSZ, size); err != nil {
+		return fmt.Errorf("resize the terminal: %w", err)
+	}
+	return nil
+}
+
+// Group returns the sandbox's control group, to freeze it, to change limits
+// and for figures. It has no directories where none could be made.
+func (p *Process) Group() *Group { return p.group.Group }
+
+// Signal sends a signal to the command.
+func (p *Process) Signal(s unix.Signal) error {
+	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), s, nil, 0)
+	if errors.Is(err, unix.EBADF) {
+		err = unix.ESRCH
+	}
+	if err != nil {
+		return fmt.Errorf("send signal %d: %w", s, err)
+	}
+	return nil
+}
+
+// Kill kills the command and with it, where it is the sandbox's first, all
+// of the sandbox. A process that has ended is no error.
+func (p *Process) Kill() error {
+	err := p.Signal(unix.SIGKILL)
+	if errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	if p.own && err == nil {
+		err = p.group.Kill()
+	}
+	return err
+}
+
+// Wait waits until the command has ended and, where it is the sandbox's
+// first, nothing of the sandbox is left: no process, no control group. Later
+// calls return the same.
+func (p *Process) Wait() (Status, error) {
+	p.wait.Do(func() { p.status, p.err = p.await() })
+	return p.status, p.err
+}
+
+func (p *Process) await() (Status, error) {
+	status, usage, err := reap(p.pid)
+	if err != nil {
+		return Status{}, fmt.Errorf("wait for process %d: %w", p.pid, err)
+	}
+	s := Status{
+		Code:   status.ExitStatus(),
+		User:   time.Duration(usage.Utime.Nano()),
+		System: time.Duration(usage.Stime.Nano()),
+		MaxRSS: usage.Maxrss << 10,
+	}
+	if status.Signaled() {
+		s.Signal = int(status.Signal())
+		s.Code = 128 + s.Signal
+	}
+	p.stop()
+	p.pidfd.Close()
+	if !p.own {
+		return s, nil
+	}
+	s.OOMKilled = p.group.OOMKills() > 0
+	// The first process has taken all of its PID namespace with it. In the
+	// host's PID namespace, or where the command moved a process to another
+	// group, this does it.
+	return s, p.group.Remove()
+}
+
+// reap waits for a child.
+func reap(pid int) (unix.WaitStatus, unix.Rusage, error) {
+	for {
+		var status unix.WaitStatus
+		var usage unix.Rusage
+		_, err := unix.Wait4(pid, &status, 0, &usage)
+		if err != unix.EINTR {
+			return status, usage, err
+		}
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"time"
+
+	"kiln.build/runner/sandbox/cgroup"
 )
 
 // Command is what runs in a sandbox and with which rights: the part of a
@@ -133,7 +135,7 @@ type Spec struct {
 	CgroupName string
 
 	// Accounting puts the sandbox into every controller, so that
-	// [Group.Stats] has all figures, and not only into those that Limits
+	// [cgroup.Group.Stats] has all figures, and not only into those that Limits
 	// needs.
 	Accounting bool
 
@@ -190,8 +192,7 @@ type Mount struct {
 	Propagation string
 
 	// Of a tmpfs: Size bounds it, in bytes; Mode 0 is 01777; Options are
-	// passed on, "key" or "key=value". Of a tmpfs whose mount point exists
-	// CopyUp has the contents copied into it, as docker's tmpcopyup.
+	// passed on, "key" or "key=value".
 	Size     int64
 	Mode     uint32
 	UID, GID int
@@ -221,18 +222,10 @@ type Size struct {
 
 // Limits bound what a sandbox may use; zero values do not bound. Limits that
 // cannot be had on this machine are an error.
-type Limits struct {
-	Memory            int64 // bytes
-	MemorySwap        int64 // bytes of memory and swap together; -1 is any swap
-	MemoryReservation int64
-	CPUShares         int64
-	CPUPeriod         int64 // microseconds; zero is 100,000
-	CPUQuota          int64 // microseconds in each period
-	CPUSetCPUs        string
-	CPUSetMems        string
-	Pids              int64
-	Parent            string // control group below which the sandbox's is made
-}
+type Limits = cgroup.Limits
+
+// Group is a sandbox's control group.
+type Group = cgroup.Group
 
 // Seccomp is a choice of system call filter.
 type Seccomp struct {

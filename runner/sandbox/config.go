@@ -1,0 +1,351 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox/launch"
+)
+
+// plan is a Spec made concrete: what the init is told, and the files that it
+// inherits.
+type plan struct {
+	launch.Config
+	files []*os.File // from descriptor 0 on
+}
+
+// file hands f to the init and returns the number it has there.
+func (p *plan) file(f *os.File) int {
+	p.files = append(p.files, f)
+	return len(p.files) - 1
+}
+
+// newPlan starts a plan with what concerns the command. Descriptor
+// launch.Conn is conn.
+func newPlan(c *Command, conn, null *os.File) (*plan, error) {
+	if len(c.Args) == 0 || c.Args[0] == "" {
+		return nil, errors.New("no command")
+	}
+	for _, s := range slices.Concat(c.Args, c.Env, []string{c.Cwd}) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return nil, fmt.Errorf("%q holds a NUL byte", s)
+		}
+	}
+	p := &plan{Config: launch.Config{
+		Root: -1, JoinNet: -1, JoinIPC: -1, JoinUTS: -1, Init: -1,
+		Args: c.Args, Env: c.Env, Cwd: c.Cwd,
+		UID: c.UID, GID: c.GID, Groups: c.Groups, Umask: 0o022,
+		NoNewPrivs: c.NoNewPrivs, Privileged: c.Privileged,
+	}}
+	if p.Cwd == "" {
+		p.Cwd = "/"
+	}
+	if c.Umask != nil {
+		p.Umask = int(*c.Umask)
+	}
+	if c.Terminal != nil {
+		p.Terminal, p.Rows, p.Cols = true, int(c.Terminal.Rows), int(c.Terminal.Cols)
+	}
+	for _, f := range []struct {
+		file *os.File
+		null *bool
+	}{{c.Stdin, &p.StdinNull}, {c.Stdout, &p.StdoutNull}, {c.Stderr, &p.StderrNull}} {
+		if f.file == nil || c.Terminal != nil {
+			f.file = null
+		}
+		*f.null = isNull(f.file)
+		p.file(f.file)
+	}
+	p.file(conn)
+	for _, r := range c.Rlimits {
+		n, ok := rlimits[strings.ToLower(strings.TrimPrefix(r.Name, "RLIMIT_"))]
+		if !ok {
+			return nil, fmt.Errorf("unknown resource limit %q", r.Name)
+		}
+		if r.Soft > r.Hard {
+			return nil, fmt.Errorf("resource limit %s: soft limit %d exceeds hard limit %d", r.Name, r.Soft, r.Hard)
+		}
+		p.Rlimits = append(p.Rlimits, launch.Rlimit{Resource: n, Soft: r.Soft, Hard: r.Hard})
+	}
+	return p, p.rights(c)
+}
+
+// isNull says whether f is a null device, which the sandbox gets its own of.
+func isNull(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
+}
+
+// rights sets capabilities and filter.
+func (p *plan) rights(c *Command) error {
+	have, err := permitted()
+	if err != nil {
+		return err
+	}
+	names := c.Capabilities
+	if names == nil {
+		names = DefaultCapabilities
+	}
+	mask, err := capMask(names)
+	if err != nil {
+		return err
+	}
+	if c.Privileged {
+		mask = ^uint64(0)
+	}
+	p.Bounding = mask & have
+	ambient, err := capMask(c.Ambient)
+	if err != nil {
+		return err
+	}
+	p.Ambient = ambient & p.Bounding
+	p.Caps = p.Bounding
+	if c.UID != 0 {
+		p.Caps = p.Ambient
+	}
+	if c.Privileged || c.Seccomp.Unconfined {
+		return nil
+	}
+	prog, err := filter(c.Seccomp.Profile, capNames(p.Bounding))
+	if err != nil {
+		return err
+	}
+	if len(prog) == 0 {
+		return nil
+	}
+	p.Filter = unsafe.Slice((*byte)(unsafe.Pointer(&prog[0])), len(prog)*int(unsafe.Sizeof(prog[0])))
+	return nil
+}
+
+// permitted returns the capabilities that this process can give.
+func permitted() (uint64, error) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return 0, fmt.Errorf("read capabilities: %w", err)
+	}
+	return uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32, nil
+}
+
+// complete adds what concerns a new sandbox.
+func (p *plan) complete(s *Spec, g groups) error {
+	if s.Root == nil && s.RootPath == "" {
+		return errors.New("no root file system")
+	}
+	p.RootPath = s.RootPath
+	if s.Root != nil {
+		p.Root = p.file(s.Root)
+	}
+	p.ReadonlyRoot = s.ReadonlyRoot
+	p.Hostname, p.Domainname = s.Hostname, s.Domainname
+	p.Detached = s.Detached
+	p.CgroupNamespace = !s.Cgroup.Host
+	p.UserNamespace = inUserNamespace() || s.UIDMap != nil
+	p.SetGroups = setgroupsAllowed() || s.UIDMap != nil
+	for _, j := range []struct {
+		ns *Namespace
+		fd *int
+	}{{&s.Network, &p.JoinNet}, {&s.IPC, &p.JoinIPC}, {&s.UTS, &p.JoinUTS}} {
+		if j.ns.Join != nil {
+			*j.fd = p.file(j.ns.Join)
+		}
+	}
+	p.Loopback = s.Network == (Namespace{})
+	if (s.UTS.Host || s.UTS.Join != nil) && (s.Hostname != "" || s.Domainname != "") {
+		return errors.New("a host name needs a UTS namespace of its own")
+	}
+	if s.PID.Join != nil || s.Cgroup.Join != nil {
+		return errors.New("a PID or control group namespace cannot be joined")
+	}
+	if s.Init {
+		f, err := initFile()
+		if err != nil {
+			return err
+		}
+		p.Init = p.file(f)
+	}
+	if !s.Privileged {
+		p.Masked, p.Readonly = s.MaskedPaths, s.ReadonlyPaths
+		if p.Masked == nil {
+			p.Masked = DefaultMaskedPaths
+		}
+		if p.Readonly == nil {
+			p.Readonly = DefaultReadonlyPaths
+		}
+	}
+	for _, d := range s.Devices {
+		dev, err := device(d)
+		if err != nil {
+			return err
+		}
+		p.Devices = append(p.Devices, dev)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Sysctls)) {
+		key, err := sysctlPath(name, s)
+		if err != nil {
+			return err
+		}
+		p.Sysctls = append(p.Sysctls, key+"="+s.Sysctls[name])
+	}
+	return p.mounts(s, g)
+}
+
+func device(d Device) (launch.Device, error) {
+	kind := uint32(unix.S_IFCHR)
+	switch d.Type {
+	case 'c', 0:
+	case 'b':
+		kind = unix.S_IFBLK
+	default:
+		return launch.Device{}, fmt.Errorf("device %s: unknown type %q", d.Path, d.Type)
+	}
+	if !path.IsAbs(d.Path) || path.Clean(d.Path) == "/" {
+		return launch.Device{}, fmt.Errorf("device %q: not an absolute path", d.Path)
+	}
+	mode := d.Mode & 0o777
+	if mode == 0 {
+		mode = 0o666
+	}
+	return launch.Device{
+		Path: path.Clean(d.Path), Mode: kind | mode, Major: d.Major, Minor: d.Minor, UID: d.UID, GID: d.GID,
+	}, nil
+}
+
+// ipcSysctls are those of an IPC namespace, besides fs.mqueue.*.
+var ipcSysctls = []string{
+	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
+	"kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
+}
+
+// sysctlPath returns the path of name below /proc/sys, for names that change
+// nothing outside of the sandbox.
+func sysctlPath(name string, s *Spec) (string, error) {
+	own := false
+	switch {
+	case strings.HasPrefix(name, "net."):
+		own = s.Network == (Namespace{})
+	case strings.HasPrefix(name, "fs.mqueue."), slices.Contains(ipcSysctls, name):
+		own = s.IPC == (Namespace{})
+	}
+	p := strings.ReplaceAll(name, ".", "/")
+	if strings.Contains(name, "/") { // names such as net/ipv4/conf/eth0.1/…
+		p, own = name, own && !strings.Contains(name, "..")
+	}
+	if !own {
+		return "", fmt.Errorf("sysctl %q is not of a namespace of the sandbox's own", name)
+	}
+	return p, nil
+}
+
+// mounts makes the list of mounts.
+func (p *plan) mounts(s *Spec, g groups) error {
+	var list []Mount
+	if !s.NoDefaultMounts {
+		list = defaultMounts(s, g)
+	}
+	targets := map[string]bool{}
+	for _, m := range s.Mounts {
+		targets[path.Clean(m.Target)] = true
+	}
+	list = slices.DeleteFunc(list, func(m Mount) bool {
+		// What hides /dev or /sys hides what is mounted below it by default.
+		for t := m.Target; t != "/"; t = path.Dir(t) {
+			if targets[t] && (t == m.Target || t == "/dev" || t == "/sys" || t == "/sys/fs/cgroup") {
+				return true
+			}
+		}
+		return false
+	})
+	for _, m := range list {
+		p.Dev = p.Dev || m.Target == "/dev"
+	}
+	for _, m := range slices.Concat(list, s.Mounts) {
+		x, err := p.mount(m)
+		if err != nil {
+			return err
+		}
+		x.Optional = m.Type == "mqueue" || m.Type == "cgroup" || m.Type == "cgroup2"
+		p.Config.Mounts = append(p.Config.Mounts, x)
+	}
+	return nil
+}
+
+func defaultMounts(s *Spec, g groups) []Mount {
+	shm := s.ShmSize
+	if shm == 0 {
+		shm = 64 << 20
+	}
+	list := []Mount{
+		{Target: "/proc", Type: "proc", NoSuid: true, NoDev: true, NoExec: true},
+		{Target: "/sys", Type: "sysfs", NoSuid: true, NoDev: true, NoExec: true, ReadOnly: !s.Privileged},
+		{Target: "/dev", Type: "tmpfs", NoSuid: true, NoExec: true, Mode: 0o755, Size: 64 << 20},
+		{Target: "/dev/pts", Type: "devpts", NoSuid: true, NoExec: true, Options: []string{"newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Target: "/dev/shm", Type: "tmpfs", NoSuid: true, NoDev: true, NoExec: true, Mode: 0o1777, Size: shm},
+		{Target: "/dev/mqueue", Type: "mqueue", NoSuid: true, NoDev: true, NoExec: true},
+	}
+	return append(list, g.mounts(!s.Privileged)...)
+}
+
+// mount resolves one mount.
+func (p *plan) mount(m Mount) (launch.Mount, error) {
+	var kinds int
+	for _, is := range []bool{m.FD != nil, m.Source != "", m.Type != ""} {
+		if is {
+			kinds++
+		}
+	}
+	if kinds != 1 {
+		return launch.Mount{}, fmt.Errorf("mount %q: one of FD, Source and Type is needed", m.Target)
+	}
+	if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
+		return launch.Mount{}, fmt.Errorf("mount %q: the target is not an absolute path below the root", m.Target)
+	}
+	x := launch.Mount{
+		Kind: m.Type, Target: path.Clean(m.Target), FD: -1, Source: m.Source,
+		Recursive: m.Recursive, Propagation: m.Propagation, Options: slices.Clone(m.Options),
+	}
+	switch {
+	case m.FD != nil:
+		x.Kind, x.FD = launch.KindFD, p.file(m.FD)
+	case m.Source != "":
+		x.Kind = launch.KindBind
+	case m.Type == "tmpfs":
+		mode := m.Mode
+		if mode == 0 {
+			mode = 0o1777
+		}
+		x.Options = append(x.Options, "mode="+strconv.FormatUint(uint64(mode), 8))
+		if m.Size > 0 {
+			x.Options = append(x.Options, "size="+strconv.FormatInt(m.Size, 10))
+		}
+		if m.UID != 0 || m.GID != 0 {
+			x.Options = append(x.Options, "uid="+strconv.Itoa(m.UID), "gid="+strconv.Itoa(m.GID))
+		}
+	}
+	switch m.Propagation {
+	case "", "slave", "shared":
+	default:
+		return launch.Mount{}, fmt.Errorf("mount %q: unknown propagation %q", m.Target, m.Propagation)
+	}
+	for _, f := range []struct {
+		on   bool
+		flag uint64
+	}{
+		{m.ReadOnly, unix.MOUNT_ATTR_RDONLY}, {m.NoSuid, unix.MOUNT_ATTR_NOSUID},
+		{m.NoDev, unix.MOUNT_ATTR_NODEV}, {m.NoExec, unix.MOUNT_ATTR_NOEXEC},
+	} {
+		if f.on {
+			x.Flags |= f.flag
+		}
+	}
+	return x, nil
+}

@@ -1,0 +1,111 @@
+package sandbox
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"kiln.build/runner/sandbox/cgroup"
+)
+
+// groups is the control group of a sandbox and how it is seen inside.
+type groups struct {
+	*cgroup.Group
+}
+
+var (
+	groupSystem = sync.OnceValues(cgroup.Detect)
+	groupCount  atomic.Int64
+)
+
+// newGroups makes the control groups of a sandbox.
+func newGroups(s *Spec) (groups, error) {
+	sys, err := groupSystem()
+	if err != nil {
+		return groups{}, err
+	}
+	name := s.CgroupName
+	if name == "" {
+		name = fmt.Sprintf("%d-%d", os.Getpid(), groupCount.Add(1))
+	}
+	if name == "." || name == ".." || strings.Contains(name, "/") {
+		return groups{}, fmt.Errorf("control group name %q", name)
+	}
+	g, err := sys.Create(cgroup.Options{
+		Name: name, Limits: s.Limits, Accounting: s.Accounting, Devices: allowed(s),
+	})
+	return groups{g}, err
+}
+
+// allowed returns the devices that may be used, nil for all.
+func allowed(s *Spec) []cgroup.Device {
+	if s.Privileged {
+		return nil
+	}
+	list := slices.Clone(cgroup.DefaultDevices)
+	for _, d := range s.Devices {
+		access, kind := d.Access, d.Type
+		if access == "" {
+			access = "rwm"
+		}
+		if kind == 0 {
+			kind = 'c'
+		}
+		list = append(list, cgroup.Device{Type: kind, Major: int64(d.Major), Minor: int64(d.Minor), Access: access})
+	}
+	return list
+}
+
+// mounts shows the sandbox those hierarchies in which it has a group of its
+// own, as roots of its own.
+func (g groups) mounts(readonly bool) []Mount {
+	const dir = "/sys/fs/cgroup"
+	m := Mount{NoSuid: true, NoDev: true, NoExec: true, ReadOnly: readonly}
+	if len(g.V1) == 0 {
+		if g.V2 == "" {
+			return nil
+		}
+		m.Target, m.Type = dir, "cgroup2"
+		return []Mount{m}
+	}
+	list := []Mount{{
+		Target: dir, Type: "tmpfs", Mode: 0o755, Size: 64 << 10,
+		NoSuid: true, NoDev: true, NoExec: true, ReadOnly: readonly,
+	}}
+	var seen []string
+	for _, c := range slices.Sorted(maps.Keys(g.V1)) {
+		controllers := g.Controllers(c)
+		name := strings.Join(controllers, ",")
+		if slices.Contains(seen, name) {
+			continue
+		}
+		seen = append(seen, name)
+		m.Target, m.Type, m.Options = dir+"/"+name, "cgroup", controllers
+		list = append(list, m)
+	}
+	if g.V2 != "" {
+		m.Target, m.Type, m.Options = dir+"/unified", "cgroup2", nil
+		list = append(list, m)
+	}
+	return list
+}
+
+// inUserNamespace says whether this process is in a user namespace other than
+// the first one.
+var inUserNamespace = sync.OnceValue(func() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(b))
+	return err == nil && !(len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == strconv.FormatInt(1<<32-1, 10))
+})
+
+// setgroupsAllowed says whether setgroups may be called: not where a user
+// mapped a single id.
+var setgroupsAllowed = sync.OnceValue(func() bool {
+	b, err := os.ReadFile("/proc/self/setgroups")
+	return err != nil || strings.TrimSpace(string(b)) == "allow"
+})

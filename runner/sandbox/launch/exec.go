@@ -1,0 +1,126 @@
+package launch
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// reopen opens what an O_PATH descriptor stands for. It goes through the
+// procfs that is attached nowhere, whose magic links are the kernel's own.
+func reopen(proc, fd, flags int) (int, error) {
+	return unix.Openat(proc, "self/fd/"+strconv.Itoa(fd), flags, 0)
+}
+
+// lookup finds the command as execvp does, with docker's words for what goes
+// wrong.
+func lookup(name, path string) (string, error) {
+	const step = "start the command"
+	refuse := func(code int, why string) error {
+		return &failure{step: step, text: "exec: " + strconv.Quote(name) + ": " + why, code: code}
+	}
+	if strings.Contains(name, "/") {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			if absent(err) {
+				return "", refuse(127, "stat "+name+": "+err.Error())
+			}
+			return "", refuse(126, "stat "+name+": "+err.Error())
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return "", refuse(126, "is a directory")
+		}
+		if !executable(name) {
+			return "", refuse(126, "permission denied")
+		}
+		return name, nil
+	}
+	denied := false
+	for _, dir := range strings.Split(path, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		p := dir + "/" + name
+		var st unix.Stat_t
+		if unix.Stat(p, &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			continue
+		}
+		if executable(p) {
+			return p, nil
+		}
+		denied = true
+	}
+	if denied {
+		return "", refuse(126, "permission denied")
+	}
+	return "", refuse(127, "executable file not found in $PATH")
+}
+
+func executable(path string) bool {
+	return unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS) == nil
+}
+
+// exec becomes the command.
+func (l *launch) exec() error {
+	var path string
+	for _, e := range l.Env {
+		if p, ok := strings.CutPrefix(e, "PATH="); ok {
+			path = p
+		}
+	}
+	// As the command's user, whom the modes on the way have to let pass.
+	file, err := lookup(l.Args[0], path)
+	if err != nil {
+		return err
+	}
+	if l.Init >= 0 {
+		return l.execReaper(file)
+	}
+	// Nothing of the host's descriptors goes over the exec (CVE-2024-21626):
+	// all are close-on-exec from their birth, and this is the second bar.
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fail("close descriptors", "", err)
+	}
+	if err := send(Message{Kind: KindExec}); err != nil {
+		return fail("tell the parent", "", err)
+	}
+	return execError(file, unix.Exec(file, l.Args, l.Env))
+}
+
+func execError(file string, err error) error {
+	return &failure{step: "start the command", text: "exec " + file + ": " + err.Error(), code: 126}
+}
+
+// execReaper becomes process 1's init, which starts the command. It is this
+// program again, so that every thread of it has the rights of the command
+// and not just the one that gave them up. Descriptor Conn goes along, to say
+// whether the command could be started; the file is the sealed memfd, of
+// which the sandbox sees a read-only /proc/1/exe.
+func (l *launch) execReaper(file string) error {
+	if err := unix.CloseRange(Conn+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fail("close descriptors", "", err)
+	}
+	if _, err := unix.FcntlInt(Conn, unix.F_SETFD, 0); err != nil {
+		return fail("keep the connection", "", err)
+	}
+	args := append([]string{ReaperName, file}, l.Args...)
+	argv, err := syscall.SlicePtrFromStrings(args)
+	if err != nil {
+		return fail("start the init", "", err)
+	}
+	envv, err := syscall.SlicePtrFromStrings(append([]string{"GOMAXPROCS=1", "GOGC=off"}, l.Env...))
+	if err != nil {
+		return fail("start the init", "", err)
+	}
+	_, _, e := unix.RawSyscall6(unix.SYS_EXECVEAT, uintptr(l.Init), uintptr(bytePtr("")),
+		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envv[0])), unix.AT_EMPTY_PATH, 0)
+	return fail("start the init", "", e)
+}
+
+// environ is the command's environment in the reaper: without the two
+// variables that execReaper put first.
+func environ() []string { return os.Environ()[2:] }

@@ -1,0 +1,242 @@
+package launch
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// openRoot gets the new root as a detached, private mount.
+func (l *launch) openRoot() error {
+	root := l.Root
+	if root < 0 {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, l.RootPath, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if err != nil {
+			return fail("clone the root", l.RootPath, err)
+		}
+		root = fd
+	}
+	l.root = root
+	return fail("make the root private", "", private(root))
+}
+
+// private cuts a mount tree's propagation: mounts made in the sandbox do not
+// show on the host, nor later ones of the host in the sandbox.
+func private(fd int) error {
+	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
+}
+
+// openMounts opens all mounts, detached. It has to happen while the host's
+// mounts are there: sources are paths of the host, and in a user namespace
+// the kernel grants a new procfs or sysfs only to those who see a whole one.
+func (l *launch) openMounts() ([]int, error) {
+	fds := make([]int, len(l.Mounts))
+	for i := range l.Mounts {
+		fd, err := l.open(&l.Mounts[i])
+		if err != nil {
+			return nil, fail("mount "+l.Mounts[i].Target, l.Mounts[i].Kind, err)
+		}
+		fds[i] = fd
+		if l.Mounts[i].Kind == "proc" && l.proc < 0 {
+			l.proc = fd
+		}
+	}
+	if l.proc < 0 {
+		fd, err := newMount("proc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+		if err != nil {
+			fd, err = unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		}
+		if err != nil {
+			return nil, fail("open procfs", "", err)
+		}
+		l.proc = fd
+	}
+	return fds, nil
+}
+
+func (l *launch) open(m *Mount) (int, error) {
+	switch m.Kind {
+	case KindFD:
+		return m.FD, reshape(m.FD, m)
+	case KindBind:
+		fd, err := cloneTree(m.Source, m.Recursive)
+		if err != nil {
+			return -1, fail("", m.Source, err)
+		}
+		return fd, reshape(fd, m)
+	}
+	flags := m.Flags
+	if m.Kind == "tmpfs" {
+		flags &^= unix.MOUNT_ATTR_RDONLY // see seal
+	}
+	fd, err := newMount(m.Kind, m.Options, flags)
+	switch {
+	case err == nil:
+		return fd, nil
+	case m.Kind == "devpts" && err == unix.EINVAL:
+		// Group 5, "tty", is not mapped in this user namespace.
+		return newMount(m.Kind, without(m.Options, "gid="), flags)
+	case m.Kind == "sysfs" && err == unix.EPERM:
+		// A network namespace that is not ours: its sysfs cannot be had, so
+		// take the one that is there.
+		b := *m
+		b.Kind, b.Recursive = KindBind, true
+		fd, err := cloneTree("/sys", true)
+		if err != nil {
+			return -1, err
+		}
+		return fd, reshape(fd, &b)
+	case m.Optional && (err == unix.ENODEV || err == unix.EPERM || err == unix.EINVAL || err == unix.EBUSY):
+		return -1, nil
+	}
+	return -1, err
+}
+
+func cloneTree(path string, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.OpenTree(unix.AT_FDCWD, path, flags)
+}
+
+// reshape sets flags and propagation of a mount that exists. Below a
+// recursive bind the flags hold as well, so that "read-only" is no promise
+// about the top mount alone.
+func reshape(fd int, m *Mount) error {
+	attr := &unix.MountAttr{Attr_set: m.Flags}
+	switch m.Propagation {
+	case "":
+		attr.Propagation = unix.MS_PRIVATE
+	case "slave":
+		attr.Propagation = unix.MS_SLAVE
+	}
+	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
+}
+
+// newMount makes a file system and returns it as a detached mount.
+func newMount(kind string, options []string, flags uint64) (int, error) {
+	fsfd, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fsfd)
+	for _, o := range options {
+		key, value, ok := strings.Cut(o, "=")
+		if ok {
+			err = unix.FsconfigSetString(fsfd, key, value)
+		} else {
+			err = unix.FsconfigSetFlag(fsfd, key)
+		}
+		if err != nil {
+			return -1, err
+		}
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, int(flags))
+}
+
+func without(options []string, prefix string) []string {
+	var kept []string
+	for _, o := range options {
+		if !strings.HasPrefix(o, prefix) {
+			kept = append(kept, o)
+		}
+	}
+	return kept
+}
+
+// pivot makes the new root the root and lets go of the old one.
+func (l *launch) pivot() error {
+	const step = "change the root"
+	// Else the mounts below would propagate to the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fail(step, "make mounts private", err)
+	}
+	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fail(step, "open the old root", err)
+	}
+	if err := unix.MoveMount(l.root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fail(step, "attach the new root", err)
+	}
+	if err := unix.Fchdir(l.root); err != nil {
+		return fail(step, "enter the new root", err)
+	}
+	// With both names the same directory the old root ends up stacked on the
+	// new one and needs no directory of its own in there.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fail(step, "pivot_root", err)
+	}
+	if err := unix.Fchdir(old); err != nil {
+		return fail(step, "enter the old root", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fail(step, "detach the old root", err)
+	}
+	unix.Close(old)
+	return fail(step, "enter the new root", unix.Chdir("/"))
+}
+
+// attach moves a detached mount to its target.
+func (l *launch) attach(m *Mount, fd int) error {
+	if fd < 0 {
+		return nil
+	}
+	step := "mount " + m.Target
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH); err != nil {
+		return fail(step, "look at the source", err)
+	}
+	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	at, err := mountPoint(l.root, m.Target, dir, l.made)
+	if err != nil {
+		return fail(step, "make the mount point", err)
+	}
+	defer unix.Close(at)
+	if err := unix.Fstatat(at, "", &st, unix.AT_EMPTY_PATH); err != nil {
+		return fail(step, "look at the mount point", err)
+	}
+	if (st.Mode&unix.S_IFMT == unix.S_IFDIR) != dir {
+		if dir {
+			return fail(step, "the source is a directory and the mount point is not", unix.ENOTDIR)
+		}
+		return fail(step, "the mount point is a directory and the source is not", unix.EISDIR)
+	}
+	dev := l.Dev && m.Target == "/dev"
+	if dev {
+		if err := l.populate(fd); err != nil {
+			return err
+		}
+	}
+	if err := unix.MoveMount(fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fail(step, "attach", err)
+	}
+	if dev && l.UserNamespace {
+		if err := l.bindNodes(fd); err != nil {
+			return err
+		}
+	}
+	if m.Kind == "devpts" && l.pts < 0 {
+		l.pts = fd
+	}
+	return nil
+}
+
+// seal makes read-only tmpfs mounts so, once the mount points in them are
+// made.
+func (l *launch) seal(mounts []int) error {
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	for i, m := range l.Mounts {
+		if m.Kind != "tmpfs" || m.Flags&unix.MOUNT_ATTR_RDONLY == 0 {
+			continue
+		}
+		if err := unix.MountSetattr(mounts[i], "", unix.AT_EMPTY_PATH, attr); err != nil {
+			return fail("make "+m.Target+" read-only", "", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,343 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox/launch"
+)
+
+// Start makes a sandbox and starts its command. When it returns, the command
+// is being executed; a command that cannot be is a [*CommandError]. An ended
+// ctx kills the sandbox, also after the start. The caller has to call Wait.
+func Start(ctx context.Context, s Spec) (*Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	g, err := newGroups(&s)
+	if err != nil {
+		return nil, err
+	}
+	p, err := start(ctx, &s, g)
+	if err != nil {
+		return nil, errors.Join(err, g.Remove())
+	}
+	return p, nil
+}
+
+func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
+	c, err := newConn()
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	plan, err := newPlan(&s.Command, c.theirs, c.null)
+	if err != nil {
+		return nil, err
+	}
+	if err := plan.complete(s, g); err != nil {
+		return nil, err
+	}
+	attr := &syscall.SysProcAttr{
+		Cloneflags: cloneFlags(s),
+		PidFD:      new(int),
+	}
+	if !s.Detached {
+		attr.Pdeathsig = unix.SIGKILL
+	}
+	if s.UIDMap != nil {
+		attr.Cloneflags |= unix.CLONE_NEWUSER
+		attr.UidMappings, attr.GidMappings = idMap(s.UIDMap), idMap(s.GIDMap)
+		attr.GidMappingsEnableSetgroups = true
+	}
+	if g.V2 != "" {
+		dir, err := os.Open(g.V2)
+		if err != nil {
+			return nil, fmt.Errorf("open control group: %w", err)
+		}
+		defer dir.Close()
+		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	}
+	pid, err := fork(plan.files, attr)
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(*attr.PidFD), "pidfd"), group: g, own: true}
+	p.stop = context.AfterFunc(ctx, func() { p.Kill() })
+	err = p.prepare(ctx, s, plan, c)
+	if err == nil {
+		return p, nil
+	}
+	p.stop()
+	return nil, p.abort(ctx, err)
+}
+
+// abort ends a start that failed with err.
+func (p *Process) abort(ctx context.Context, err error) error {
+	p.Signal(unix.SIGKILL)
+	status, _, werr := reap(p.pid)
+	p.pidfd.Close()
+	if p.terminal != nil {
+		p.terminal.Close()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case werr != nil:
+		return errors.Join(err, fmt.Errorf("wait for the sandbox's init: %w", werr))
+	case errors.Is(err, errEnded) && status.Signaled():
+		return fmt.Errorf("start the sandbox: its init was ended by signal %d", status.Signal())
+	}
+	return err
+}
+
+// prepare goes through the start with the init.
+func (p *Process) prepare(ctx context.Context, s *Spec, plan *plan, c *conn) error {
+	c.theirs.Close() // so that its end is seen
+	// Before the configuration, with which the init begins: its control
+	// group namespace is to show these groups as the roots.
+	if err := p.group.Add1(p.pid); err != nil {
+		return err
+	}
+	if s.OOMScoreAdj != nil {
+		if err := oomScoreAdj(p.pid, *s.OOMScoreAdj); err != nil {
+			return err
+		}
+	}
+	if err := c.configure(plan); err != nil {
+		return err
+	}
+	if s.NetworkReady != nil {
+		if err := s.NetworkReady(ctx, p.pid); err != nil {
+			return err
+		}
+	}
+	return p.finish(c)
+}
+
+// finish tells the init that it may execute the command and waits until it
+// does.
+func (p *Process) finish(c *conn) error {
+	if _, err := c.ours.Write([]byte{1}); err != nil && !errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("start the sandbox: %w", err)
+	}
+	return c.follow(p)
+}
+
+func oomScoreAdj(pid, score int) error {
+	err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", strconv.AppendInt(nil, int64(score), 10), 0)
+	if err != nil {
+		return fmt.Errorf("set the OOM score: %w", err)
+	}
+	return nil
+}
+
+// cloneFlags returns the new namespaces.
+func cloneFlags(s *Spec) uintptr {
+	flags := uintptr(unix.CLONE_NEWNS)
+	for _, n := range []struct {
+		ns   Namespace
+		flag uintptr
+	}{
+		{s.PID, unix.CLONE_NEWPID}, {s.Network, unix.CLONE_NEWNET},
+		{s.IPC, unix.CLONE_NEWIPC}, {s.UTS, unix.CLONE_NEWUTS},
+	} {
+		if n.ns == (Namespace{}) {
+			flags |= n.flag
+		}
+	}
+	return flags
+}
+
+func idMap(m []IDMap) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	for _, x := range m {
+		out = append(out, syscall.SysProcIDMap{ContainerID: x.Inside, HostID: x.Outside, Size: x.Size})
+	}
+	return out
+}
+
+// forks is served by one thread, which lives as long as the process: a
+// parent-death signal comes when the thread that cloned ends, and the
+// runtime ends threads as it likes.
+var forks = sync.OnceValue(func() chan<- func() {
+	c := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range c {
+			f()
+		}
+	}()
+	return c
+})
+
+// onForkThread runs f on the thread that all sandboxes are children of.
+func onForkThread(f func()) {
+	done := make(chan struct{})
+	forks() <- func() { f(); close(done) }
+	<-done
+}
+
+// initEnv keeps the Go runtime of the init small: one processor, no garbage
+// collection in its few milliseconds.
+var initEnv = []string{"GOMAXPROCS=1", "GOGC=off"}
+
+// fork clones a process that executes the init.
+func fork(files []*os.File, attr *syscall.SysProcAttr) (int, error) {
+	program, err := initFile()
+	if err != nil {
+		return 0, err
+	}
+	pa := &syscall.ProcAttr{Env: initEnv, Sys: attr}
+	for _, f := range files {
+		pa.Files = append(pa.Files, f.Fd())
+	}
+	var pid int
+	onForkThread(func() {
+		pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(int(program.Fd())), []string{launch.Name}, pa)
+	})
+	runtime.KeepAlive(files)
+	if err != nil {
+		return 0, fmt.Errorf("clone the sandbox's init: %w", err)
+	}
+	return pid, nil
+}
+
+// conn is the connection to an init.
+type conn struct {
+	ours, theirs *os.File
+	null         *os.File
+}
+
+func newConn() (*conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the sandbox's init: %w", err)
+	}
+	c := &conn{ours: os.NewFile(uintptr(fds[0]), "init"), theirs: os.NewFile(uintptr(fds[1]), "parent")}
+	c.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *conn) close() {
+	for _, f := range []*os.File{c.ours, c.theirs, c.null} {
+		if f != nil {
+			f.Close() // a second time for theirs: harmless
+		}
+	}
+}
+
+// configure sends the configuration.
+func (c *conn) configure(p *plan) error {
+	b := p.Encode()
+	_, err := c.ours.Write(append(binary.LittleEndian.AppendUint64(make([]byte, 0, len(b)+8), uint64(len(b))), b...))
+	// An init that has ended says why, or its status does.
+	if err != nil && !errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("configure the sandbox's init: %w", err)
+	}
+	return nil
+}
+
+// errEnded says that the init ended before the command began.
+var errEnded = errors.New("start the sandbox: its init ended")
+
+// follow reads the init's messages until the command is executed.
+func (c *conn) follow(p *Process) error {
+	ready := false
+	for {
+		m, fd, err := c.receive()
+		if err == io.EOF && ready {
+			return nil
+		}
+		if err == io.EOF {
+			return errEnded
+		}
+		if err != nil {
+			return fmt.Errorf("follow the sandbox's init: %w", err)
+		}
+		switch m.Kind {
+		case launch.KindError:
+			if m.Code != 0 {
+				return &CommandError{Message: m.Text, Code: m.Code}
+			}
+			return fmt.Errorf("start the sandbox: %s: %s", m.Step, m.Text)
+		case launch.KindCreated:
+			p.created = append(p.created, m.Text)
+		case launch.KindPTY:
+			p.terminal = fd
+		case launch.KindExec:
+			ready = true
+		}
+	}
+}
+
+// receive reads one message, with the descriptor that came with it.
+func (c *conn) receive() (launch.Message, *os.File, error) {
+	var head [8]byte
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, oobn, err := c.receiveHead(head[:], oob)
+	if err != nil {
+		return launch.Message{}, nil, err
+	}
+	if n == 0 {
+		return launch.Message{}, nil, io.EOF
+	}
+	if _, err := io.ReadFull(c.ours, head[n:]); err != nil {
+		return launch.Message{}, nil, err
+	}
+	size := binary.LittleEndian.Uint64(head[:])
+	if size > 1<<20 {
+		return launch.Message{}, nil, fmt.Errorf("a message of %d bytes", size)
+	}
+	body := make([]byte, size)
+	if _, err := io.ReadFull(c.ours, body); err != nil {
+		return launch.Message{}, nil, err
+	}
+	m, err := launch.DecodeMessage(body)
+	if err != nil || m.Kind != launch.KindPTY {
+		return m, nil, err
+	}
+	f, err := passed(oob[:oobn])
+	return m, f, err
+}
+
+func (c *conn) receiveHead(head, oob []byte) (n, oobn int, err error) {
+	for {
+		n, oobn, _, _, err = unix.Recvmsg(int(c.ours.Fd()), head, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			return n, oobn, err
+		}
+	}
+}
+
+// passed returns the descriptor in a control message.
+func passed(oob []byte) (*os.File, error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range msgs {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return nil, err
+		}
+		if len(fds) == 1 {
+			return os.NewFile(uintptr(fds[0]), "terminal"), nil
+		}
+	}
+	return nil, errors.New("a terminal without its descriptor")
+}
