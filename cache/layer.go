@@ -1,0 +1,226 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"kiln.build/cache/tree"
+	"kiln.build/solver"
+)
+
+// A Draft is a layer being made. It is ended by Commit or Discard, and by
+// the death of its process.
+type Draft struct {
+	FS   string // empty: an overlay's upper directory, or where to unpack to
+	Work string // empty, on the same file system: the overlay's work directory
+
+	store *Store
+	dir   string
+	ended sync.Once
+}
+
+// NewLayer begins a layer.
+func (s *Store) NewLayer() (*Draft, error) {
+	if s.ro {
+		return nil, ErrReadOnly
+	}
+	dir := s.temp("layer")
+	d := &Draft{FS: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work"), store: s, dir: dir}
+	for _, p := range []string{dir, d.FS, d.Work} {
+		if err := os.Mkdir(p, 0o700); err != nil {
+			return nil, errors.Join(fmt.Errorf("begin layer: %w", err), removeAll(dir, nil))
+		}
+	}
+	// A root file system's root is open to all; the umask has no say.
+	if err := os.Chmod(d.FS, 0o755); err != nil {
+		return nil, errors.Join(fmt.Errorf("begin layer: %w", err), removeAll(dir, nil))
+	}
+	return d, nil
+}
+
+// Discard removes the draft. After Commit, or a second time, it does nothing.
+func (d *Draft) Discard() error {
+	var err error
+	d.ended.Do(func() { err = removeAll(d.dir, nil) })
+	return err
+}
+
+// Commit makes the draft a layer, whose listing is t, and pins it. Nothing
+// may be mounted on the draft or write to it any more, and t must not be
+// changed. Where an equal layer is there already, that one stays. The draft
+// is gone in any case, after an error too.
+func (d *Draft) Commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) {
+	var l solver.Layer
+	err := errors.New("the draft was committed or discarded before")
+	d.ended.Do(func() {
+		l, err = d.commit(ctx, t)
+		if removed := removeAll(d.dir, nil); err == nil {
+			err = removed
+		}
+	})
+	if err != nil {
+		return solver.Layer{}, fmt.Errorf("commit layer: %w", err)
+	}
+	return l, nil
+}
+
+func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) {
+	s := d.store
+	if err := t.Check(); err != nil {
+		return solver.Layer{}, err
+	}
+	l := solver.Layer{Digest: t.Digest(), Size: t.Size(), Created: time.Now().UTC().Round(0)}
+	if err := writeFile(filepath.Join(d.dir, "tree"), t.Append(nil)); err != nil {
+		return l, err
+	}
+	if err := removeAll(d.Work, nil); err != nil {
+		return l, err
+	}
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return l, err
+	}
+	defer leave()
+	if err := s.pin(pinned("layer", l.Digest)); err != nil {
+		return l, err
+	}
+	if s.hasLayer(l.Digest) == nil {
+		s.touch(filepath.Join(s.layerPath(l.Digest), "tree"))
+		return l, nil
+	}
+	unmark, err := s.mark("layer-" + l.Digest.Encoded())
+	if err != nil {
+		return l, err
+	}
+	to := s.layerPath(l.Digest)
+	err = os.Rename(d.dir, to)
+	if occupied(err) {
+		unmark()
+		if s.hasLayer(l.Digest) == nil {
+			return l, nil // someone else was faster
+		}
+		// What is there is no layer: someone meddled.
+		if err := s.Invalidate(l.Digest); err != nil {
+			return l, err
+		}
+		if unmark, err = s.mark("layer-" + l.Digest.Encoded()); err != nil {
+			return l, err
+		}
+		err = os.Rename(d.dir, to)
+	}
+	if err != nil {
+		unmark()
+		return l, err
+	}
+	s.remember(l.Digest, t)
+	return l, nil
+}
+
+func occupied(err error) bool {
+	return errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR)
+}
+
+func (s *Store) layerPath(d digest.Digest) string { return s.path("layers", d.Encoded()) }
+
+// LayerDir is where a layer's files are, in overlay form. They must not be
+// changed.
+func (s *Store) LayerDir(d digest.Digest) string {
+	if valid(d) != nil {
+		return ""
+	}
+	return filepath.Join(s.layerPath(d), "fs")
+}
+
+// hasLayer returns nil if a layer is there with its tree.
+func (s *Store) hasLayer(d digest.Digest) error {
+	if err := valid(d); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	for _, name := range []string{"tree", "fs"} {
+		path := filepath.Join(s.layerPath(d), name)
+		if err := unix.Lstat(path, &st); err != nil {
+			return &fs.PathError{Op: "stat", Path: path, Err: err}
+		}
+	}
+	return nil
+}
+
+// Tree is the listing of a layer, shared by all who ask: it must not be
+// changed. A damaged one makes the layer go, so that it is made again.
+func (s *Store) Tree(d digest.Digest) (*tree.Tree, error) {
+	if err := valid(d); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	t := s.trees[d]
+	s.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
+	b, err := os.ReadFile(filepath.Join(s.layerPath(d), "tree"))
+	if err != nil {
+		return nil, fmt.Errorf("read tree of layer %s: %w", d, err)
+	}
+	if t, err = tree.Parse(b); err != nil {
+		err = fmt.Errorf("read tree of layer %s: %w", d, err)
+		if errors.Is(err, tree.ErrCorrupt) && !s.ro {
+			err = errors.Join(err, s.Invalidate(d))
+		}
+		return nil, err
+	}
+	return s.remember(d, t), nil
+}
+
+// remember keeps a tree in memory and returns the one that is kept.
+func (s *Store) remember(d digest.Digest, t *tree.Tree) *tree.Tree {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have := s.trees[d]; have != nil {
+		return have
+	}
+	s.trees[d] = t
+	return t
+}
+
+// Index is the merged view of a stack of layers.
+func (s *Store) Index(layers []solver.Layer) (*tree.Index, error) {
+	trees := make([]*tree.Tree, len(layers))
+	for i, l := range layers {
+		t, err := s.Tree(l.Digest)
+		if err != nil {
+			return nil, err
+		}
+		trees[i] = t
+	}
+	return tree.NewIndex(trees...), nil
+}
+
+// Invalidate makes a layer go, for one whose files were found not to be what
+// its tree says. Actions that promise it miss from now on.
+func (s *Store) Invalidate(d digest.Digest) error {
+	if s.ro {
+		return ErrReadOnly
+	}
+	if err := valid(d); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.trees, d)
+	s.mu.Unlock()
+	// The files go when this process ends: a sandbox may have them mounted.
+	err := os.Rename(s.layerPath(d), s.temp("invalid"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("invalidate layer %s: %w", d, err)
+	}
+	return nil
+}
