@@ -220,7 +220,7 @@ type Exec struct {
 	Security string // "" or "insecure"
 	Hostname string // empty is "buildkitsandbox", as users of BuildKit expect
 
-	Platform string // "linux/arm64"; empty is the machine's own
+	Platform string // "linux/arm64", always set: results travel between machines
 
 	ExtraHosts []Host
 	ShmSize    int64 // bytes; zero is 64 MiB
