@@ -1,0 +1,153 @@
+// Package overlay makes overlay mounts that exist only as a file descriptor.
+//
+// A mount made with fsmount(2) is attached nowhere: it appears in no mount
+// table, and the kernel removes it when the last descriptor of it is closed,
+// which it does by itself however the process ends. It is put into a sandbox
+// with move_mount(2).
+package overlay
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxLayers is how many lower directories the kernel takes (OVL_MAX_STACK in
+// fs/overlayfs/params.h).
+const MaxLayers = 500
+
+// Options describe a mount.
+type Options struct {
+	// Lower are the directories below, bottom first.
+	Lower []string
+
+	// Upper takes the changes, Work is an empty directory beside it. Both
+	// are empty for a read-only mount.
+	Upper, Work string
+
+	// Empty is an empty directory, which takes part where the kernel wants
+	// more lower directories than there are: one, or two if read-only.
+	Empty string
+}
+
+// Mount makes a detached overlay mount. The caller closes the descriptor,
+// which ends the mount unless it was moved to a place by then.
+//
+// The upper directory holds all of every change (no redirects, no metadata
+// copies), so that it can be read as a layer. The mount is volatile: it never
+// syncs, for a layer is worth nothing before the store has recorded it.
+func Mount(o Options) (*os.File, error) {
+	if least := 1; len(o.Lower) < 2 {
+		if o.Upper == "" {
+			least = 2
+		}
+		if len(o.Lower) < least {
+			o.Lower = append([]string{o.Empty}, o.Lower...)
+		}
+		if len(o.Lower) < least { // nothing at all, read-only
+			return Clone(unix.AT_FDCWD, o.Empty)
+		}
+	}
+	if len(o.Lower) > MaxLayers {
+		return nil, fmt.Errorf("mount overlay: %d layers, and the kernel takes no more than %d", len(o.Lower), MaxLayers)
+	}
+	f, err := mount(o)
+	if err != nil {
+		return nil, fmt.Errorf("mount overlay: %w", err)
+	}
+	return f, nil
+}
+
+func mount(o Options) (*os.File, error) {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs)
+	set := func(key, value string) error {
+		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+			return fmt.Errorf("%s=%s: %w%s", key, value, err, kernelLog(fs))
+		}
+		return nil
+	}
+	// From the top: each is put below those named before.
+	for i := len(o.Lower) - 1; i >= 0; i-- {
+		if err := set("lowerdir+", o.Lower[i]); err != nil {
+			return nil, err
+		}
+	}
+	options := [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}}
+	if o.Upper != "" {
+		options = append(options, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})
+	}
+	for _, kv := range options {
+		if err := set(kv[0], kv[1]); err != nil {
+			return nil, err
+		}
+	}
+	flags := []string{}
+	if o.Upper != "" {
+		flags = append(flags, "volatile")
+	}
+	if !initialUserNamespace() {
+		flags = append(flags, "userxattr")
+	}
+	for _, flag := range flags {
+		if err := unix.FsconfigSetFlag(fs, flag); err != nil {
+			return nil, fmt.Errorf("%s: %w%s", flag, err, kernelLog(fs))
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, fmt.Errorf("create: %w%s", err, kernelLog(fs))
+	}
+	attrs := 0
+	if o.Upper == "" {
+		attrs = unix.MOUNT_ATTR_RDONLY
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount", err)
+	}
+	return os.NewFile(uintptr(fd), "overlay"), nil
+}
+
+// kernelLog is what the kernel has to say of a failed configuration.
+func kernelLog(fs int) string {
+	buf := make([]byte, 4096)
+	var said []string
+	for {
+		n, err := unix.Read(fs, buf)
+		if err != nil || n <= 0 {
+			break
+		}
+		said = append(said, strings.TrimSpace(string(buf[:n])))
+	}
+	if len(said) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(said, "; ") + ")"
+}
+
+// initialUserNamespace reports whether this process may use trusted extended
+// attributes, in which overlayfs keeps its notes.
+func initialUserNamespace() bool {
+	uids, err := os.ReadFile("/proc/self/uid_map")
+	return os.Geteuid() == 0 && err == nil && strings.Join(strings.Fields(string(uids)), " ") == "0 0 4294967295"
+}
+
+// Clone returns a detached clone of a directory, or of a file, of a mount or
+// of this machine, as bind mounts are. path may be empty for the descriptor
+// itself. It does not follow a link in the last place.
+func Clone(dirfd int, path string) (*os.File, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_SYMLINK_NOFOLLOW)
+	if path == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	fd, err := unix.OpenTree(dirfd, path, flags)
+	if err != nil {
+		return nil, fmt.Errorf("clone mount of %q: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}

@@ -1,0 +1,127 @@
+package overlay
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// inside is a path in a detached mount.
+func inside(f *os.File, path string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), path)
+}
+
+func layer(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func mustMount(t *testing.T, o Options) *os.File {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	f, err := Mount(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestChangesGoToUpper(t *testing.T) {
+	bottom := layer(t, map[string]string{"a": "bottom", "b": "bottom"})
+	top := layer(t, map[string]string{"b": "top"})
+	upper, work := t.TempDir(), t.TempDir()
+	f := mustMount(t, Options{Lower: []string{bottom, top}, Upper: upper, Work: work})
+	if b, err := os.ReadFile(inside(f, "b")); err != nil || string(b) != "top" {
+		t.Errorf("b is %q, %v; want that of the top layer", b, err)
+	}
+	if err := os.WriteFile(inside(f, "c"), []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(inside(f, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(upper, "c")); err != nil || string(b) != "new" {
+		t.Errorf("upper c is %q, %v", b, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(upper, "a"), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+		t.Errorf("upper a is no whiteout: %o %v", st.Mode, err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(bottom, "a")); string(b) != "bottom" {
+		t.Error("the bottom layer was written to")
+	}
+}
+
+func TestMountIsInNoTable(t *testing.T) {
+	f := mustMount(t, Options{Lower: []string{layer(t, nil)}, Empty: t.TempDir()})
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(table), t.TempDir()) {
+		t.Error("the mount is in the mount table")
+	}
+	if err := os.WriteFile(inside(f, "x"), nil, 0o600); err == nil {
+		t.Error("a mount without an upper directory was written to")
+	}
+}
+
+func TestManyLayers(t *testing.T) {
+	dir := t.TempDir()
+	var lower []string
+	for i := range MaxLayers {
+		d := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(d, fmt.Sprint("f", i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		lower = append(lower, d)
+	}
+	f := mustMount(t, Options{Lower: lower})
+	for _, i := range []int{0, 250, MaxLayers - 1} {
+		if _, err := os.Stat(inside(f, fmt.Sprint("f", i))); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Mount(Options{Lower: append(lower, dir)}); err == nil || !strings.Contains(err.Error(), "501 layers") {
+		t.Errorf("got %v, want an error that says how many are too many", err)
+	}
+}
+
+func TestErrorsNameTheDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	_, err := Mount(Options{Lower: []string{"/no/such/layer"}, Empty: t.TempDir()})
+	if err == nil || !strings.Contains(err.Error(), "/no/such/layer") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestClone(t *testing.T) {
+	dir := layer(t, map[string]string{"f": "text"})
+	f := mustMount(t, Options{Lower: []string{dir}, Empty: t.TempDir()})
+	c, err := Clone(int(f.Fd()), "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", c.Fd())); err != nil || string(b) != "text" {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
