@@ -45,7 +45,8 @@ type Record struct {
 	Stack bool `json:"stack,omitempty"`
 }
 
-// Promises says what a look-up guarantees: the layers and the blob.
+// promises lists what a look-up guarantees to be there, in the form of pins:
+// the layers and the blob.
 func (r *Record) promises() []string {
 	var p []string
 	for _, l := range r.Result.Layers {
@@ -71,7 +72,7 @@ func (r *Record) encode() ([]byte, error) {
 	return append(b, body...), nil
 }
 
-// ErrCorrupt says that a file is not what was written.
+// ErrCorrupt says that a file of the store is not what was written.
 var ErrCorrupt = errors.New("the file is damaged")
 
 func decodeRecord(key digest.Digest, b []byte) (*Record, error) {
@@ -136,7 +137,7 @@ func (s *Store) lookup(ctx context.Context, key digest.Digest) (*Record, error) 
 
 // promised reads a record and sees that it keeps its promises.
 func (s *Store) promised(key digest.Digest) (*Record, error) {
-	r, err := s.record(key)
+	r, err := s.Record(key)
 	if err != nil {
 		return nil, err
 	}
@@ -151,8 +152,10 @@ func (s *Store) promised(key digest.Digest) (*Record, error) {
 	return r, nil
 }
 
-// record reads an action's record. A damaged one is removed: a miss.
-func (s *Store) record(key digest.Digest) (*Record, error) {
+// Record reads what is kept of an action, whether or not its promises can be
+// kept, and pins nothing: for those who explain. A damaged record is removed;
+// that and no record give an error that wraps [solver.ErrMiss].
+func (s *Store) Record(key digest.Digest) (*Record, error) {
 	if err := valid(key); err != nil {
 		return nil, err
 	}
@@ -166,7 +169,7 @@ func (s *Store) record(key digest.Digest) (*Record, error) {
 	}
 	r, err := decodeRecord(key, b)
 	if err != nil {
-		if !s.ro {
+		if !s.ro && errors.Is(err, ErrCorrupt) {
 			err = errors.Join(err, os.Remove(path))
 		}
 		return nil, fmt.Errorf("%w: %w", solver.ErrMiss, err)
@@ -218,7 +221,7 @@ func (s *Store) save(ctx context.Context, key digest.Digest, r *Record) error {
 		return err
 	}
 	defer leave()
-	if err := s.pin(pinned("action", key)); err != nil {
+	if err := s.pin(append(r.promises(), pinned("action", key))...); err != nil {
 		return err
 	}
 	return s.publish(s.hashed("actions", key), b, "")

@@ -25,8 +25,17 @@ var errBusy = errors.New("it is locked")
 
 // tryLock takes a flock on a file, which is made if it is missing.
 func tryLock(path string, how int) (*os.File, error) {
+	return lockFile(path, os.O_RDWR|os.O_CREATE, how)
+}
+
+// tryOpenLock is tryLock for a file that must be there.
+func tryOpenLock(path string, how int) (*os.File, error) {
+	return lockFile(path, os.O_RDWR, how)
+}
+
+func lockFile(path string, flags, how int) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := os.OpenFile(path, flags, 0o600)
 		if err != nil {
 			return nil, err
 		}

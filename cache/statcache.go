@@ -1,0 +1,292 @@
+package cache
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"kiln.build/cache/tree"
+)
+
+// A StatCache remembers the digests of the files of a local context, so that
+// unchanged ones need not be read. It is an accelerator only: a file is taken
+// as unchanged if device, inode, size, mode, mtime and ctime are what they
+// were when it was read. The ctime cannot be set by anyone, so writing to a
+// file and putting its mtime back is seen.
+//
+// What could not be seen is a write so soon after the reading that the clock
+// of the file system has not moved on ("racily clean", as git calls it). So a
+// file whose times lie within racy of the reading, or in the future, is not
+// remembered.
+//
+// It is safe for concurrent use. Processes with the same context each write
+// the whole file; the last one wins and the others lose only time.
+type StatCache struct {
+	store *Store
+	path  string // its file
+	dir   string
+
+	mu      sync.Mutex
+	entries map[string]stamp
+	changed bool
+}
+
+var _ tree.Digests = (*StatCache)(nil)
+
+// racy is the coarsest time stamp of any file system in use: FAT's. It also
+// covers kernels, whose clock for time stamps moves every 1-10 ms.
+const racy = 2 * time.Second
+
+// maxAge is after how many saves a file that was not asked for is forgotten:
+// it may be one that other builds in the same directory look at.
+const maxAge = 8
+
+type stamp struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime int64
+	mode         uint32
+	age          uint8 // saves since it was last asked for
+	sum          [32]byte
+}
+
+func stampOf(st *unix.Stat_t) stamp {
+	return stamp{
+		dev: st.Dev, ino: st.Ino, size: st.Size, mode: st.Mode,
+		mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(),
+	}
+}
+
+// StatCache opens the stat cache of a directory. A damaged one is an empty
+// one.
+func (s *Store) StatCache(contextDir string) (*StatCache, error) {
+	dir, err := filepath.Abs(contextDir)
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open stat cache: %w", err)
+	}
+	c := &StatCache{store: s, dir: dir, path: s.path("contexts", digest.FromString(dir).Encoded())}
+	b, err := os.ReadFile(c.path)
+	if err == nil {
+		c.entries, err = parseStatCache(b, dir)
+	}
+	if c.entries == nil {
+		c.entries = map[string]stamp{}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
+		return nil, fmt.Errorf("open stat cache of %s: %w", dir, err)
+	}
+	return c, nil
+}
+
+// Lookup returns the digest of a file that has not changed since it was put.
+func (c *StatCache) Lookup(path string, st *unix.Stat_t) (digest.Digest, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	have, ok := c.entries[path]
+	if !ok {
+		return "", false
+	}
+	now := stampOf(st)
+	now.sum, now.age = have.sum, have.age
+	if now != have {
+		return "", false
+	}
+	if have.age > 0 {
+		have.age = 0
+		c.entries[path] = have
+	}
+	var text [len("sha256:") + 64]byte
+	copy(text[:], "sha256:")
+	hex.Encode(text[len("sha256:"):], have.sum[:])
+	return digest.Digest(text[:]), true
+}
+
+// Put remembers the digest of a file that was read. st is of before the
+// reading, equal to that of after; seen is the time of before.
+func (c *StatCache) Put(path string, st *unix.Stat_t, d digest.Digest, seen time.Time) {
+	now := stampOf(st)
+	if !settled(st, seen) || d.Algorithm() != digest.SHA256 {
+		return
+	}
+	if n, err := hex.Decode(now.sum[:], []byte(d.Encoded())); err != nil || n != 32 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.entries[path] = now
+	c.changed = true
+}
+
+// settled reports whether any write after seen must show in the times.
+func settled(st *unix.Stat_t, seen time.Time) bool {
+	latest := max(st.Mtim.Nano(), st.Ctim.Nano())
+	return latest < seen.Add(-racy).UnixNano()
+}
+
+// Save writes the cache if anything in it is new.
+func (c *StatCache) Save() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.changed || c.store.ro {
+		return nil
+	}
+	if err := c.store.publish(c.path, c.encode(), ""); err != nil {
+		return fmt.Errorf("save stat cache of %s: %w", c.dir, err)
+	}
+	c.changed = false
+	return nil
+}
+
+// The file, version 1; numbers are varints, strings have their length before
+// them:
+//
+//	"kiln stat cache 1\n"
+//	string   the directory
+//	number   entries
+//	entries, sorted by path, each:
+//	    number   how many bytes of the path are those of the entry before
+//	    string   the rest of the path
+//	    numbers  device, inode, size, mode, mtime, ctime, age
+//	    32 bytes SHA-256 of the content
+//	4 bytes  CRC-32C of everything before, little-endian
+const statCacheMagic = "kiln stat cache 1\n"
+
+var crcTable = crc32.MakeTable(crc32.Castagnoli)
+
+func (c *StatCache) encode() []byte {
+	paths := make([]string, 0, len(c.entries))
+	for p, e := range c.entries {
+		if e.age < maxAge {
+			paths = append(paths, p)
+		}
+	}
+	slices.Sort(paths)
+	b := make([]byte, 0, 64+len(paths)*100)
+	b = append(b, statCacheMagic...)
+	b = appendString(b, c.dir)
+	b = binary.AppendUvarint(b, uint64(len(paths)))
+	before := ""
+	for _, p := range paths {
+		e := c.entries[p]
+		n := 0
+		for n < min(len(before), len(p)) && before[n] == p[n] {
+			n++
+		}
+		b = binary.AppendUvarint(b, uint64(n))
+		b = appendString(b, p[n:])
+		for _, v := range []uint64{e.dev, e.ino, uint64(e.size), uint64(e.mode), uint64(e.mtime), uint64(e.ctime), uint64(e.age) + 1} {
+			b = binary.AppendUvarint(b, v)
+		}
+		b = append(b, e.sum[:]...)
+		before = p
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, crcTable))
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func parseStatCache(b []byte, dir string) (map[string]stamp, error) {
+	if len(b) < len(statCacheMagic)+4 || string(b[:len(statCacheMagic)]) != statCacheMagic {
+		return nil, ErrCorrupt
+	}
+	body := b[:len(b)-4]
+	if crc32.Checksum(body, crcTable) != binary.LittleEndian.Uint32(b[len(body):]) {
+		return nil, ErrCorrupt
+	}
+	r := reader{b: body[len(statCacheMagic):]}
+	if string(r.bytes(r.number())) != dir {
+		return nil, ErrCorrupt // of another directory with an equal hash
+	}
+	n := r.number()
+	entries := make(map[string]stamp, min(n, uint64(len(r.b)/40)))
+	// All paths lie in one string, with one allocation for every 64 KB.
+	var names strings.Builder
+	before := ""
+	for range n {
+		shared := r.number()
+		rest := r.bytes(r.number())
+		if r.bad || shared > uint64(len(before)) {
+			return nil, ErrCorrupt
+		}
+		size := int(shared) + len(rest)
+		if names.Cap()-names.Len() < size {
+			names = strings.Builder{}
+			names.Grow(max(size, 64<<10))
+		}
+		start := names.Len()
+		names.WriteString(before[:shared])
+		names.Write(rest)
+		path := names.String()[start:]
+		e := stamp{
+			dev: r.number(), ino: r.number(), size: int64(r.number()), mode: uint32(r.number()),
+			mtime: int64(r.number()), ctime: int64(r.number()), age: uint8(r.number()),
+		}
+		copy(e.sum[:], r.bytes(32))
+		if r.bad {
+			return nil, ErrCorrupt
+		}
+		entries[path] = e
+		before = path
+	}
+	return entries, nil
+}
+
+// reader takes values off b; after a failure all are zero and bad is set.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) number() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) bytes(n uint64) []byte {
+	if n > uint64(len(r.b)) {
+		r.bad, r.b = true, nil
+		return nil
+	}
+	b := r.b[:n]
+	r.b = r.b[n:]
+	return b
+}
+
+// statCacheDir reads which directory a stat cache is of.
+func statCacheDir(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	head := make([]byte, len(statCacheMagic)+4200)
+	n, _ := f.ReadAt(head, 0)
+	rest, ok := strings.CutPrefix(string(head[:n]), statCacheMagic)
+	r := reader{b: []byte(rest)}
+	if dir := r.bytes(r.number()); ok && !r.bad {
+		return string(dir), nil
+	}
+	return "", ErrCorrupt
+}
