@@ -1,0 +1,59 @@
+package archive
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+
+	"kiln.build/cache/layout"
+	"kiln.build/cache/tree"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// BlobOptions say how a layer becomes a blob.
+type BlobOptions struct {
+	PackOptions
+	Compression Compression // empty is Gzip
+	Level       *int        // as for Compress; nil is the default
+}
+
+// PackBlob writes the layer in dir, whose tree is t, as a blob of an image
+// layout. It returns the blob's descriptor and its diff ID, the digest of the
+// uncompressed stream. Nothing is kept in memory or written twice. Hold a
+// lease of the layout until the blob is tagged.
+func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o BlobOptions) (v1.Descriptor, digest.Digest, error) {
+	if o.Compression == "" {
+		o.Compression = Gzip
+	}
+	level := DefaultLevel
+	if o.Level != nil {
+		level = *o.Level
+	}
+	pr, pw := io.Pipe()
+	diffID := sha256.New()
+	packed := make(chan error, 1)
+	go func() {
+		err := func() error {
+			z, err := Compress(pw, o.Compression, level)
+			if err != nil {
+				return err
+			}
+			err = Pack(ctx, io.MultiWriter(diffID, z), dir, t, o.PackOptions)
+			return errors.Join(err, z.Close())
+		}()
+		pw.CloseWithError(err) // nil is io.EOF
+		packed <- err
+	}()
+	desc, err := l.Write(ctx, v1.Descriptor{MediaType: o.Compression.MediaType()}, pr)
+	pr.CloseWithError(err) // stops Pack where Write gave up
+	if packError := <-packed; packError != nil {
+		err = packError
+	}
+	if err != nil {
+		return v1.Descriptor{}, "", err
+	}
+	return desc, digest.NewDigest(digest.SHA256, diffID), nil
+}

@@ -1,0 +1,119 @@
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/ulikunitz/xz"
+)
+
+// Compression is how a layer blob is compressed.
+type Compression string
+
+// The compressions that image layers may have.
+const (
+	Uncompressed Compression = "uncompressed"
+	Gzip         Compression = "gzip"
+	Zstd         Compression = "zstd"
+)
+
+// MediaType is that of a layer so compressed.
+func (c Compression) MediaType() string {
+	switch c {
+	case Gzip:
+		return v1.MediaTypeImageLayerGzip
+	case Zstd:
+		return v1.MediaTypeImageLayerZstd
+	default:
+		return v1.MediaTypeImageLayer
+	}
+}
+
+// DefaultLevel asks for a compression's own default level.
+const DefaultLevel = -1
+
+// gzipBlock is what one goroutine compresses at a time. It shapes the
+// output, so it must never depend on the machine.
+const gzipBlock = 1 << 20
+
+// Compress returns a writer that compresses to w on all processors. Equal
+// input gives equal output, however many there are and however it was cut
+// into writes. Levels are 0-9 for gzip and 0-22 for zstd, or DefaultLevel.
+// Close must be called in any case; it does not close w.
+func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
+	switch c {
+	case Uncompressed:
+		return nopCloser{w}, nil
+	case Gzip:
+		z, err := pgzip.NewWriterLevel(w, level)
+		if err != nil {
+			return nil, err
+		}
+		z.ModTime = time.Unix(0, 0) // zero in the header, which is "unknown"
+		return z, z.SetConcurrency(gzipBlock, 2*runtime.GOMAXPROCS(0))
+	case Zstd:
+		l := zstd.SpeedDefault
+		if level > 22 || level < DefaultLevel {
+			return nil, fmt.Errorf("zstd compression level %d is not in 0-22", level)
+		}
+		if level >= 0 {
+			l = zstd.EncoderLevelFromZstd(level)
+		}
+		return zstd.NewWriter(w, zstd.WithEncoderLevel(l), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+	}
+	return nil, fmt.Errorf("unknown compression %q", c)
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+// zstdWindow bounds the memory that a stream can ask for. Streams made with
+// zstd --long=27, the most that zstd reads without being told to, fit.
+const zstdWindow = 128 << 20
+
+// Decompress finds out how a stream is compressed (gzip, zstd, bzip2, xz, or
+// not at all) and returns its content. Closing the result frees what reading
+// took but does not close r.
+func Decompress(_ context.Context, r io.Reader) (io.ReadCloser, error) {
+	b := bufio.NewReaderSize(r, 64<<10)
+	start, err := b.Peek(10)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(start, []byte{0x1f, 0x8b, 8}):
+		return gzip.NewReader(b)
+	case bytes.HasPrefix(start, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(start):
+		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxWindow(zstdWindow))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	case bytes.HasPrefix(start, []byte("BZh")) && len(start) == 10 && bytes.Equal(start[4:], []byte{0x31, 0x41, 0x59, 0x26, 0x53, 0x59}):
+		return io.NopCloser(bzip2.NewReader(b)), nil
+	case bytes.HasPrefix(start, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		x, err := xz.NewReader(b)
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(x), nil
+	}
+	return io.NopCloser(b), nil
+}
+
+// isSkippable reports a skippable zstd frame, which some tools start with
+// (RFC 8878, section 3.1.2).
+func isSkippable(start []byte) bool {
+	return len(start) >= 4 && start[0]&0xf0 == 0x50 && bytes.Equal(start[1:4], []byte{0x2a, 0x4d, 0x18})
+}
