@@ -21,6 +21,9 @@ type Process struct {
 	own      bool        // the sandbox is this process's: its groups end with it
 	stop     func() bool // ends the watch over the context of Start
 
+	mu    sync.Mutex // guards ended, and pidfd being open
+	ended bool
+
 	wait   sync.Once
 	status Status
 	err    error
@@ -60,14 +63,26 @@ func (p *Process) Group() *Group { return p.group.Group }
 
 // Signal sends a signal to the command.
 func (p *Process) Signal(s unix.Signal) error {
-	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), s, nil, 0)
-	if errors.Is(err, unix.EBADF) {
-		err = unix.ESRCH
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := error(unix.ESRCH)
+	if !p.ended {
+		err = unix.PidfdSendSignal(int(p.pidfd.Fd()), s, nil, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("send signal %d: %w", s, err)
 	}
 	return nil
+}
+
+// end says that the process has been waited for: its descriptor and number
+// stand for nothing from here on.
+func (p *Process) end() {
+	p.stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	p.pidfd.Close()
 }
 
 // Kill kills the command and with it, where it is the sandbox's first, all
@@ -106,8 +121,7 @@ func (p *Process) await() (Status, error) {
 		s.Signal = int(status.Signal())
 		s.Code = 128 + s.Signal
 	}
-	p.stop()
-	p.pidfd.Close()
+	p.end()
 	if !p.own {
 		return s, nil
 	}

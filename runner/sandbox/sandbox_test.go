@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox/initbin"
 )
 
 // box is the path of the static program from testdata/box.
@@ -31,13 +33,32 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	box = filepath.Join(dir, "box")
-	cmd := exec.Command("go", "build", "-o", box, "./testdata/box")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build testdata/box: %v\n%s", err, out)
+	if err := build(box, "./testdata/box"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	if race && len(initbin.Program) == 0 {
+		file := filepath.Join(dir, "init")
+		if err := build(file, "./init"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		if initbin.Program, err = os.ReadFile(file); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	return m.Run()
+}
+
+// build builds a static program.
+func build(file, pkg string) error {
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", file, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+	}
+	return nil
 }
 
 func needRoot(t testing.TB) {

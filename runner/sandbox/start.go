@@ -56,9 +56,17 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 		attr.Pdeathsig = unix.SIGKILL
 	}
 	if s.UIDMap != nil {
+		opened, err := plan.openSources()
+		defer closeAll(opened)
+		if err != nil {
+			return nil, err
+		}
 		attr.Cloneflags |= unix.CLONE_NEWUSER
 		attr.UidMappings, attr.GidMappings = idMap(s.UIDMap), idMap(s.GIDMap)
 		attr.GidMappingsEnableSetgroups = true
+		// The caller's id may not be mapped, and then the init would lose
+		// its capabilities when it is executed.
+		attr.Credential = &syscall.Credential{NoSetGroups: true}
 	}
 	if g.V2 != "" {
 		dir, err := os.Open(g.V2)
@@ -78,7 +86,6 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 	if err == nil {
 		return p, nil
 	}
-	p.stop()
 	return nil, p.abort(ctx, err)
 }
 
@@ -86,7 +93,7 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 func (p *Process) abort(ctx context.Context, err error) error {
 	p.Signal(unix.SIGKILL)
 	status, _, werr := reap(p.pid)
-	p.pidfd.Close()
+	p.end()
 	if p.terminal != nil {
 		p.terminal.Close()
 	}
@@ -157,6 +164,47 @@ func cloneFlags(s *Spec) uintptr {
 		}
 	}
 	return flags
+}
+
+// openSources clones the root and the bind mounts for an init in a user
+// namespace of its own, which may not pass the directories that lead there.
+func (p *plan) openSources() ([]*os.File, error) {
+	var opened []*os.File
+	open := func(path string, recursive bool) (int, error) {
+		flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+		if recursive {
+			flags |= unix.AT_RECURSIVE
+		}
+		fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
+		if err != nil {
+			return -1, fmt.Errorf("clone mount %s: %w", path, err)
+		}
+		opened = append(opened, os.NewFile(uintptr(fd), path))
+		return p.file(opened[len(opened)-1]), nil
+	}
+	var err error
+	if p.Root < 0 {
+		if p.Root, err = open(p.RootPath, true); err != nil {
+			return opened, err
+		}
+	}
+	for i := range p.Config.Mounts {
+		m := &p.Config.Mounts[i]
+		if m.Kind != launch.KindBind {
+			continue
+		}
+		m.Kind = launch.KindFD
+		if m.FD, err = open(m.Source, m.Recursive); err != nil {
+			return opened, err
+		}
+	}
+	return opened, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 func idMap(m []IDMap) []syscall.SysProcIDMap {

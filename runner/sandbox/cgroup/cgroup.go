@@ -228,3 +228,36 @@ func write(dir, file, text string) error {
 	_, err = f.WriteString(text)
 	return errors.Join(err, f.Close())
 }
+
+// Of returns the groups of a process, as far as they are not those that this
+// process is in: another one may be put there.
+func Of(pid int) (*Group, error) {
+	s, err := Detect()
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil, fmt.Errorf("find control groups of process %d: %w", pid, err)
+	}
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("find control groups: %w", err)
+	}
+	defer mounts.Close()
+	o, err := parse(mounts, strings.NewReader(string(b)))
+	if err != nil {
+		return nil, fmt.Errorf("find control groups: %w", err)
+	}
+	g := &Group{V1: map[string]string{}, controllers: map[string][]string{}}
+	for c, h := range o.V1 {
+		if h.Own != s.V1[c].Own && !strings.HasPrefix(c, "name=") {
+			g.V1[c] = h.Own
+			g.controllers[h.Own] = h.Controllers
+		}
+	}
+	if o.V2 != nil && o.V2.Own != s.V2.Own {
+		g.V2 = o.V2.Own
+	}
+	return g, nil
+}

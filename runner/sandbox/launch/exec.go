@@ -10,12 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reopen opens what an O_PATH descriptor stands for. It goes through the
-// procfs that is attached nowhere, whose magic links are the kernel's own.
-func reopen(proc, fd, flags int) (int, error) {
-	return unix.Openat(proc, "self/fd/"+strconv.Itoa(fd), flags, 0)
-}
-
 // lookup finds the command as execvp does, with docker's words for what goes
 // wrong.
 func lookup(name, path string) (string, error) {

@@ -145,24 +145,26 @@ func (l *launch) stdio() error {
 }
 
 // openNull returns -1 where the sandbox has no null device; then the host's
-// stays.
+// stays. In a running sandbox the name may stand for something else by now:
+// opening it must not hang, and it is used only if it is what it should be.
 func (l *launch) openNull() (int, error) {
 	root := l.root
 	if l.Join {
-		root = unix.AT_FDCWD // the root is "/" there
+		root = unix.AT_FDCWD // the working directory is the root there
 	}
 	fd, err := openat2(root, "/dev/null", &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Flags:   unix.O_RDWR | unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_NONBLOCK,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
-	if absent(err) {
+	if absent(err) && !l.Join {
 		return -1, nil
 	}
 	if err != nil {
 		return -1, err
 	}
-	if isDevice(fd, unix.S_IFCHR, 1, 3) != nil {
-		return -1, nil
+	if err := isDevice(fd, unix.S_IFCHR, 1, 3); err != nil {
+		return -1, err
 	}
-	return reopen(l.proc, fd, unix.O_RDWR|unix.O_CLOEXEC)
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0)
+	return fd, err
 }

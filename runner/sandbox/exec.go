@@ -1,0 +1,89 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox/cgroup"
+)
+
+// Exec starts another command in the running sandbox whose first process is
+// pid, in all its namespaces and control groups, and with rights given by c
+// alone. It works from outside of the sandbox's user namespace as well, if
+// that belongs to this user. Where Exec returns, Start does; an ended ctx
+// kills the command, and so does the end of this process.
+func Exec(ctx context.Context, pid int, c Command) (*Process, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("find process %d: %w", pid, err)
+	}
+	target := os.NewFile(uintptr(fd), "pidfd")
+	defer target.Close()
+	p, err := execIn(ctx, pid, target, &c)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("the sandbox has ended: %w", err)
+	}
+	return p, err
+}
+
+func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Process, error) {
+	same, err := sameUserNamespace(pid)
+	if err != nil {
+		return nil, fmt.Errorf("find process %d: %w", pid, err)
+	}
+	g, err := cgroup.Of(pid)
+	if err != nil {
+		return nil, err
+	}
+	// What was read by the number is of the process that target holds if
+	// that has not ended meanwhile.
+	if err := unix.PidfdSendSignal(int(target.Fd()), 0, nil, 0); err != nil {
+		return nil, fmt.Errorf("find process %d: %w", pid, err)
+	}
+	c, err := newConn()
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	plan, err := newPlan(cmd, c.theirs, c.null)
+	if err != nil {
+		return nil, err
+	}
+	plan.Join = true
+	plan.SetGroups = !same || setgroupsAllowed()
+	child, err := join(int(target.Fd()), !same, plan.files)
+	if err != nil {
+		return nil, err
+	}
+	// A child that is not waited for keeps its number.
+	fd, err := unix.PidfdOpen(child, 0)
+	if err != nil {
+		unix.Kill(child, unix.SIGKILL)
+		reap(child)
+		return nil, fmt.Errorf("open process %d: %w", child, err)
+	}
+	p := &Process{pid: child, pidfd: os.NewFile(uintptr(fd), "pidfd"), group: groups{g}}
+	p.stop = context.AfterFunc(ctx, func() { p.Kill() })
+	c.theirs.Close()
+	err = g.Add(child)
+	if err == nil && cmd.OOMScoreAdj != nil {
+		err = oomScoreAdj(child, *cmd.OOMScoreAdj)
+	}
+	if err == nil {
+		err = c.configure(plan)
+	}
+	if err == nil {
+		err = p.finish(c)
+	}
+	if err != nil {
+		return nil, p.abort(ctx, err)
+	}
+	return p, nil
+}

@@ -1,0 +1,246 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox/launch"
+)
+
+// A user namespace can be joined only by a process with a single thread, and
+// every process of a Go program has several once its runtime is up. So the
+// process that joins is forked without package syscall's help and makes
+// nothing but system calls until it executes the init: memory must not be
+// allocated, no stack grown, no lock taken. The three functions of the
+// runtime are those that package syscall forks with; they are on the list of
+// names that stay open to others (go.dev/issue/67401).
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+// joiner is what the forked process works with, made before the fork.
+type joiner struct {
+	pidfd   int
+	flags   uintptr // namespaces to join
+	program int
+	report  int // pipe: result goes there
+	files   []int
+	argv    []*byte
+	envv    []*byte
+	empty   *byte
+	result  [2]int64
+}
+
+// joinNamespaces are those that an exec enters, but for the user namespace.
+const joinNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET |
+	unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+
+// join starts the init in the namespaces of the process pidfd.
+func join(pidfd int, user bool, files []*os.File) (int, error) {
+	program, err := initFile()
+	if err != nil {
+		return 0, err
+	}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return 0, fmt.Errorf("join the sandbox: %w", err)
+	}
+	defer unix.Close(pipe[0])
+	j := &joiner{pidfd: pidfd, flags: joinNamespaces, program: int(program.Fd()), report: pipe[1]}
+	if user {
+		j.flags |= unix.CLONE_NEWUSER
+	}
+	for _, f := range files {
+		j.files = append(j.files, int(f.Fd()))
+	}
+	// Neither has a NUL byte.
+	j.argv, _ = syscall.SlicePtrFromStrings([]string{launch.Name})
+	j.envv, _ = syscall.SlicePtrFromStrings(initEnv)
+	j.empty, _ = syscall.BytePtrFromString("")
+	var helper uintptr
+	var errno syscall.Errno
+	onForkThread(func() {
+		syscall.ForkLock.Lock()
+		helper, errno = j.fork()
+		syscall.ForkLock.Unlock()
+	})
+	unix.Close(pipe[1])
+	runtime.KeepAlive(files)
+	if errno != 0 {
+		return 0, fmt.Errorf("join the sandbox: fork: %w", errno)
+	}
+	pid, err := readResult(pipe[0])
+	if _, _, werr := reap(int(helper)); err == nil && werr != nil {
+		err = fmt.Errorf("join the sandbox: %w", werr)
+	}
+	return pid, err
+}
+
+// The steps of a joiner, for messages.
+var joinSteps = []string{"", "hide from the sandbox", "join the namespaces", "clone into them", "pass descriptors", "execute the init", "become root in it"}
+
+// readResult reads {0, pid} or {step, errno}. The pid comes first; an init
+// that cannot be executed adds an error.
+func readResult(fd int) (int, error) {
+	var pid int
+	for {
+		var r [2]int64
+		n, err := unix.Read(fd, unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r)))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, fmt.Errorf("join the sandbox: %w", err)
+		case n == 0 && pid == 0:
+			return 0, errors.New("join the sandbox: the helper was killed")
+		case n == 0:
+			return pid, nil
+		case r[0] == 0:
+			pid = int(r[1])
+		default:
+			if pid != 0 {
+				reap(pid)
+			}
+			if step := joinSteps[r[0]]; step != "" {
+				return 0, fmt.Errorf("join the sandbox: %s: %w", step, syscall.Errno(r[1]))
+			}
+		}
+	}
+}
+
+// fork returns in the parent only, with the helper's pid.
+//
+//go:norace
+//go:nosplit
+//go:noinline
+func (j *joiner) fork() (uintptr, syscall.Errno) {
+	beforeFork()
+	pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		afterFork()
+		return pid, errno
+	}
+	afterForkInChild()
+	j.child()
+	return 0, 0
+}
+
+// child joins the namespaces and clones, since a joined PID namespace is for
+// children only. The clone is a child of our parent, which waits for it.
+//
+//go:norace
+//go:nosplit
+//go:noinline
+func (j *joiner) child() {
+	// Before the sandbox can see this process: else it could be traced, and
+	// through it the host reached (CVE-2016-9962).
+	_, _, e := syscall.RawSyscall6(syscall.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0, 0)
+	if e != 0 {
+		j.die(1, e)
+	}
+	if e = j.place(); e != 0 {
+		j.die(4, e)
+	}
+	_, _, e = syscall.RawSyscall(unix.SYS_SETNS, uintptr(j.pidfd), j.flags, 0)
+	if e != 0 {
+		j.die(2, e)
+	}
+	if j.flags&unix.CLONE_NEWUSER != 0 {
+		// An id that is not mapped would lose its capabilities at the exec.
+		_, _, e = syscall.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0)
+		if e == 0 {
+			_, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0)
+		}
+		if e != 0 {
+			j.die(6, e)
+		}
+	}
+	pid, _, e := syscall.RawSyscall6(syscall.SYS_CLONE, unix.CLONE_PARENT, 0, 0, 0, 0, 0)
+	if e != 0 {
+		j.die(3, e)
+	}
+	if pid == 0 {
+		_, _, e = syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(j.program), uintptr(unsafe.Pointer(j.empty)),
+			uintptr(unsafe.Pointer(&j.argv[0])), uintptr(unsafe.Pointer(&j.envv[0])), unix.AT_EMPTY_PATH, 0)
+		j.die(5, e)
+	}
+	j.tell(0, int64(pid))
+	for {
+		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}
+
+// place puts the files at descriptors 0, 1, 2 and so on, as package syscall
+// does: out of the way first, then each to its number.
+//
+//go:norace
+//go:nosplit
+//go:noinline
+func (j *joiner) place() syscall.Errno {
+	n := uintptr(len(j.files))
+	for _, p := range [...]*int{&j.pidfd, &j.program, &j.report} {
+		if uintptr(*p) >= n {
+			continue
+		}
+		fd, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(*p), unix.F_DUPFD_CLOEXEC, n)
+		if e != 0 {
+			return e
+		}
+		*p = int(fd)
+	}
+	for i := range j.files {
+		fd, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(j.files[i]), unix.F_DUPFD_CLOEXEC, n)
+		if e != 0 {
+			return e
+		}
+		j.files[i] = int(fd)
+	}
+	for i := range j.files {
+		if _, _, e := syscall.RawSyscall(syscall.SYS_DUP3, uintptr(j.files[i]), uintptr(i), 0); e != 0 {
+			return e
+		}
+	}
+	return 0
+}
+
+//go:norace
+//go:nosplit
+//go:noinline
+func (j *joiner) tell(a, b int64) {
+	j.result[0], j.result[1] = a, b
+	syscall.RawSyscall(syscall.SYS_WRITE, uintptr(j.report), uintptr(unsafe.Pointer(&j.result)), unsafe.Sizeof(j.result))
+}
+
+//go:norace
+//go:nosplit
+//go:noinline
+func (j *joiner) die(step int64, e syscall.Errno) {
+	j.tell(step, int64(e))
+	for {
+		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 1, 0, 0)
+	}
+}
+
+// sameUserNamespace says whether the process pid is in ours.
+func sameUserNamespace(pid int) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/user", &a); err != nil {
+		return false, err
+	}
+	if err := unix.Stat("/proc/"+strconv.Itoa(pid)+"/ns/user", &b); err != nil {
+		return false, err
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino, nil
+}
