@@ -124,7 +124,7 @@ func (b *build) selections(s *stage, t transfer) (sels, using []*solver.Vertex, 
 		for _, c := range t.SourceContents {
 			files = append(files, op.InlineFile{Name: c.Path, Data: []byte(c.Data)})
 		}
-		v := &solver.Vertex{Op: op.Inline{Files: files}}
+		v := &solver.Vertex{Op: op.Inline{Files: files}, Volatile: true}
 		sels = append(sels, v)
 		using = append(using, v)
 	}

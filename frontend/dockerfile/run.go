@@ -101,7 +101,7 @@ func (s *stage) runArgs(c *instructions.RunCommand) (args []string, script *solv
 // scriptRoot is a root that holds one executable file.
 func scriptRoot(name, data string) *solver.Vertex {
 	scratch := &solver.Vertex{Op: op.Scratch{}}
-	file := &solver.Vertex{Op: op.Inline{Files: []op.InlineFile{{Name: name, Data: []byte(data)}}}}
+	file := &solver.Vertex{Op: op.Inline{Files: []op.InlineFile{{Name: name, Data: []byte(data)}}}, Volatile: true}
 	dest := &solver.Vertex{Op: op.Dest{Path: "/"}, Inputs: []*solver.Vertex{scratch, file}}
 	return &solver.Vertex{
 		Op: op.Copy{Chmod: "755"}, Inputs: []*solver.Vertex{dest, file},

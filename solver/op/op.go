@@ -100,7 +100,8 @@ func (o Select) Describe(d *solver.Description) {
 }
 
 // Inline is a selection of files whose contents are in the op itself, as
-// from a heredoc. No inputs; the result is like that of Select.
+// from a heredoc. No inputs, and volatile: its bytes are kept nowhere else.
+// The result is like that of a Select in a local context.
 type Inline struct {
 	Files []InlineFile
 }
@@ -147,12 +148,12 @@ func (o Dest) Describe(d *solver.Description) {
 
 // Facts is the result of a Dest.
 type Facts struct {
-	// Path is where the files go, links on the way resolved, absolute and
-	// clean. For a single file it is the path of the file itself.
+	// Path is where the Dest's path leads, links resolved, absolute and
+	// clean.
 	Path string `json:"path"`
 
 	// Dir says that Path is, or is to become, a directory that the
-	// selection is put into.
+	// selection is put into; else the one selected file gets this path.
 	Dir bool `json:"dir,omitempty"`
 
 	// Existing are the directories that exist on the way to Path, from the
@@ -172,6 +173,10 @@ type Dir struct {
 	UID    int               `json:"uid"`
 	GID    int               `json:"gid"`
 	Xattrs map[string]string `json:"xattrs,omitempty"`
+
+	// Mtime is in nanoseconds since the epoch. It does not count in the
+	// digest of the facts.
+	Mtime int64 `json:"mtime,omitempty"`
 }
 
 // Copy puts selections into a root, making one layer. Inputs: the Dest, then

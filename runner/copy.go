@@ -1,0 +1,403 @@
+package runner
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"kiln.build/cache/archive"
+	"kiln.build/cache/tree"
+	"kiln.build/solver"
+	"kiln.build/solver/op"
+)
+
+// copy makes a layer of selected files.
+func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.Result, error) {
+	var facts op.Facts
+	if err := json.Unmarshal(a.Inputs[0].Result.Data, &facts); err != nil {
+		return solver.Result{}, fmt.Errorf("facts about the destination: %w", err)
+	}
+	chmod, err := parseChmod(o.Chmod)
+	if err != nil {
+		return solver.Result{}, err
+	}
+	p := newPlan(&facts, chmod)
+	for i, in := range a.Inputs[1:] {
+		s, err := r.selected(in, &a.Using[i])
+		if err != nil {
+			return solver.Result{}, err
+		}
+		if err := p.add(ctx, s, o.Unpack); err != nil {
+			return solver.Result{}, err
+		}
+	}
+	draft, err := r.Store.NewLayer()
+	if err != nil {
+		return solver.Result{}, err
+	}
+	defer draft.Discard()
+	t, err := p.write(ctx, draft.FS)
+	if err != nil {
+		return solver.Result{}, err
+	}
+	l, err := draft.Commit(ctx, t)
+	if err != nil {
+		return solver.Result{}, err
+	}
+	return stack([]solver.Layer{l}), nil
+}
+
+// plan is a layer to be written: a consistent tree, and where the bytes of
+// its files are. Nothing is written before it is complete, so no selected
+// link is ever written through.
+type plan struct {
+	facts    *op.Facts
+	chmod    chmod
+	now      int64
+	entries  map[string]*planned
+	archives []*planned // to be unpacked at facts.Path
+}
+
+type planned struct {
+	tree.Entry
+	from *tree.Entry // as selected; nil for directories of the way
+	sel  *selection
+}
+
+func newPlan(f *op.Facts, c chmod) *plan {
+	return &plan{facts: f, chmod: c, now: time.Now().UnixNano(), entries: map[string]*planned{}}
+}
+
+// add plans a selection.
+func (p *plan) add(ctx context.Context, s *selection, unpack bool) error {
+	for i := range s.tree.Entries {
+		from := &s.tree.Entries[i]
+		if unpack && from.Type == tree.File && !strings.Contains(from.Path, "/") && !rooted(s.tree) {
+			is, err := isArchive(ctx, s, from)
+			if err != nil {
+				return err
+			}
+			if is {
+				p.archives = append(p.archives, &planned{Entry: *from, from: from, sel: s})
+				continue
+			}
+		}
+		e := *from
+		e.Source = ""
+		switch {
+		case e.Path == "":
+			p.top(from)
+			continue
+		case p.facts.Dir:
+			e.Path = strings.TrimPrefix(path.Join(p.facts.Path, e.Path), "/")
+		default:
+			e.Path = strings.TrimPrefix(p.facts.Path, "/")
+		}
+		if e.Hardlink != "" {
+			e.Hardlink = strings.TrimPrefix(path.Join(p.facts.Path, e.Hardlink), "/")
+		}
+		if p.facts.UID != nil {
+			e.UID, e.GID = *p.facts.UID, *p.facts.GID
+		}
+		if e.Type != tree.Symlink {
+			e.Mode = p.chmod.apply(e.Mode, e.Type == tree.Dir)
+		}
+		if before, ok := p.entries[e.Path]; ok && (before.Type == tree.Dir) != (e.Type == tree.Dir) {
+			return fmt.Errorf("/%s is a %s in one source and a %s in another", e.Path, before.Type, e.Type)
+		}
+		p.entries[e.Path] = &planned{Entry: e, from: from, sel: s}
+	}
+	if len(s.tree.Entries) > 0 {
+		p.way()
+	}
+	return nil
+}
+
+// rooted reports whether a selection has a directory as a source.
+func rooted(t *tree.Tree) bool { return len(t.Entries) > 0 && t.Entries[0].Path == "" }
+
+func isArchive(ctx context.Context, s *selection, e *tree.Entry) (bool, error) {
+	f, err := s.from.open(e)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return archive.IsArchive(ctx, f)
+}
+
+// top plans the destination directory for a directory source, whose time it
+// gets. One that exists keeps the rest of its attributes.
+func (p *plan) top(from *tree.Entry) {
+	p.way()
+	e := p.entries[strings.TrimPrefix(p.facts.Path, "/")]
+	e.Mtime = from.Mtime
+}
+
+// way plans the directories down to the destination: those that exist keep
+// their attributes, the others are made.
+func (p *plan) way() {
+	for _, d := range p.facts.Existing {
+		at := strings.TrimPrefix(d.Path, "/")
+		if _, ok := p.entries[at]; !ok {
+			p.entries[at] = &planned{Entry: tree.Entry{
+				Path: at, Type: tree.Dir, Mode: d.Mode, UID: d.UID, GID: d.GID, Xattrs: d.Xattrs, Mtime: d.Mtime,
+			}}
+		}
+	}
+	dir := strings.TrimPrefix(p.facts.Path, "/")
+	if !p.facts.Dir {
+		dir = parent(dir)
+	}
+	for dir != "" {
+		if _, ok := p.entries[dir]; ok {
+			break
+		}
+		e := tree.Entry{Path: dir, Type: tree.Dir, Mode: 0o755, Mtime: p.now}
+		if p.facts.UID != nil {
+			e.UID, e.GID = *p.facts.UID, *p.facts.GID
+		}
+		if p.chmod.octal {
+			e.Mode = p.chmod.apply(0, true)
+		}
+		p.entries[dir] = &planned{Entry: e}
+		dir = parent(dir)
+	}
+}
+
+func parent(p string) string {
+	if i := strings.LastIndexByte(p, '/'); i >= 0 {
+		return p[:i]
+	}
+	return ""
+}
+
+// write makes the planned tree below dir, which is empty, and returns it.
+func (p *plan) write(ctx context.Context, dir string) (*tree.Tree, error) {
+	t := &tree.Tree{Entries: make([]tree.Entry, 0, len(p.entries))}
+	for _, e := range p.entries {
+		t.Entries = append(t.Entries, e.Entry)
+	}
+	t.Sort()
+	dropDanglingLinks(t)
+	if err := t.Check(); err != nil {
+		return nil, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * runtime.NumCPU())
+	var err error
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		at := filepath.Join(dir, e.Path)
+		if e.Type == tree.File && e.Hardlink == "" {
+			from := p.entries[e.Path]
+			g.Go(func() error { return copyFile(gctx, at, e, from) })
+			continue
+		}
+		if err = makeNode(at, e); err != nil {
+			break
+		}
+	}
+	if err = errors.Join(err, g.Wait()); err != nil {
+		return nil, err
+	}
+	for i := range t.Entries {
+		if e := &t.Entries[i]; e.Type == tree.File && e.Hardlink != "" {
+			if err := os.Link(filepath.Join(dir, e.Hardlink), filepath.Join(dir, e.Path)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	// Last, since what is made in a directory changes its time.
+	for i := len(t.Entries) - 1; i >= 0; i-- {
+		if e := &t.Entries[i]; e.Type == tree.Dir {
+			if err := setTime(filepath.Join(dir, e.Path), e.Mtime); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return p.unpack(ctx, dir, t)
+}
+
+// unpack extracts the archives of an ADD into the destination.
+func (p *plan) unpack(ctx context.Context, dir string, t *tree.Tree) (*tree.Tree, error) {
+	for _, e := range p.archives {
+		if len(t.Entries) == 0 {
+			p.facts.Dir = true
+			p.way()
+			var err error
+			rest := *p
+			rest.archives = nil
+			if t, err = rest.write(ctx, dir); err != nil {
+				return nil, err
+			}
+		}
+		f, err := e.sel.from.open(e.from)
+		if err != nil {
+			return nil, err
+		}
+		o := archive.UnpackOptions{Under: strings.TrimPrefix(p.facts.Path, "/"), Onto: t}
+		if p.facts.UID != nil {
+			o.Owner = &archive.Owner{UID: *p.facts.UID, GID: *p.facts.GID}
+		}
+		t, err = archive.Unpack(ctx, f, dir, o)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("unpack %q: %w", "/"+sourceOf(e.from), err)
+		}
+	}
+	return t, nil
+}
+
+// dropDanglingLinks makes hard links whose first file is not in the tree
+// files of their own, the next one taking the first one's place.
+func dropDanglingLinks(t *tree.Tree) {
+	first := map[string]string{}
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		if e.Hardlink == "" {
+			continue
+		}
+		if to, ok := t.Lookup(e.Hardlink); ok && to.Type == tree.File && to.Hardlink == "" && tree.Compare(e.Hardlink, e.Path) < 0 && to.Digest == e.Digest && to.Mode == e.Mode {
+			continue
+		}
+		if head, ok := first[e.Hardlink]; ok {
+			e.Hardlink = head
+			continue
+		}
+		first[e.Hardlink] = e.Path
+		e.Hardlink = ""
+	}
+}
+
+// makeNode makes anything but the content of a file.
+func makeNode(at string, e *tree.Entry) error {
+	var err error
+	switch e.Type {
+	case tree.Dir:
+		if e.Path != "" {
+			err = os.Mkdir(at, 0o700)
+		}
+	case tree.Symlink:
+		err = os.Symlink(e.Link, at)
+	case tree.Fifo:
+		err = unix.Mkfifo(at, 0o600)
+	case tree.Char:
+		err = unix.Mknod(at, unix.S_IFCHR|0o600, int(unix.Mkdev(e.Major, e.Minor)))
+	case tree.Block:
+		err = unix.Mknod(at, unix.S_IFBLK|0o600, int(unix.Mkdev(e.Major, e.Minor)))
+	case tree.File: // a hard link: made once the files are there
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make /%s: %w", e.Path, err)
+	}
+	return setAttributes(at, e)
+}
+
+// setAttributes sets owner, mode, extended attributes and time, in the order
+// in which the kernel does not undo them.
+func setAttributes(at string, e *tree.Entry) error {
+	if err := os.Lchown(at, e.UID, e.GID); err != nil {
+		return err
+	}
+	if e.Type != tree.Symlink {
+		if err := unix.Chmod(at, e.Mode); err != nil {
+			return &os.PathError{Op: "chmod", Path: at, Err: err}
+		}
+	}
+	for name, value := range e.Xattrs {
+		if err := unix.Lsetxattr(at, name, []byte(value), 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return &os.PathError{Op: "set " + name + " of", Path: at, Err: err}
+		}
+	}
+	return setTime(at, e.Mtime)
+}
+
+func setTime(at string, ns int64) error {
+	ts := unix.NsecToTimespec(ns)
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, at, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &os.PathError{Op: "set time of", Path: at, Err: err}
+	}
+	return nil
+}
+
+// buffers and hashers are reused: a copy is mostly of small files.
+var (
+	buffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
+	hashers = sync.Pool{New: func() any { return sha256.New() }}
+)
+
+// copyFile copies a regular file and checks on the way that its content is
+// what was selected.
+func copyFile(ctx context.Context, at string, e *tree.Entry, from *planned) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	src, err := from.sel.from.open(from.from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	h := hashers.Get().(hash.Hash)
+	defer hashers.Put(h)
+	h.Reset()
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	_, err = io.CopyBuffer(onlyWriter{io.MultiWriter(dst, h)}, onlyReader{src}, *buf)
+	if err := errors.Join(err, dst.Close()); err != nil {
+		return fmt.Errorf("copy %q: %w", "/"+sourceOf(from.from), err)
+	}
+	var sum [sha256.Size]byte
+	if got := digest.NewDigestFromBytes(digest.SHA256, h.Sum(sum[:0])); got != e.Digest {
+		return fmt.Errorf("%q changed while the build was running: run it again", "/"+sourceOf(from.from))
+	}
+	return setAttributes(at, e)
+}
+
+// onlyReader and onlyWriter hide the short cuts that io.Copy would take
+// around the buffer.
+type onlyReader struct{ io.Reader }
+type onlyWriter struct{ io.Writer }
+
+// mkdir makes the missing directories of a WORKDIR.
+func (r *Runner) mkdir(ctx context.Context, a *solver.Action) (solver.Result, error) {
+	var facts op.Facts
+	if err := json.Unmarshal(a.Inputs[0].Result.Data, &facts); err != nil {
+		return solver.Result{}, fmt.Errorf("facts about the folder: %w", err)
+	}
+	p := newPlan(&facts, chmod{})
+	if n := len(facts.Existing); n == 0 || facts.Existing[n-1].Path != facts.Path {
+		p.way()
+	}
+	draft, err := r.Store.NewLayer()
+	if err != nil {
+		return solver.Result{}, err
+	}
+	defer draft.Discard()
+	t, err := p.write(ctx, draft.FS)
+	if err != nil {
+		return solver.Result{}, err
+	}
+	l, err := draft.Commit(ctx, t)
+	if err != nil {
+		return solver.Result{}, err
+	}
+	return stack([]solver.Layer{l}), nil
+}

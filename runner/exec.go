@@ -1,0 +1,384 @@
+package runner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/platforms"
+	"golang.org/x/sys/unix"
+	"kiln.build/cache"
+	"kiln.build/cache/tree"
+	"kiln.build/runner/overlay"
+	"kiln.build/runner/sandbox"
+	"kiln.build/solver"
+	"kiln.build/solver/op"
+)
+
+// defaultHostname is what BuildKit calls a step's machine; scripts that look
+// at it expect that.
+const defaultHostname = "buildkitsandbox"
+
+// ExecError is a command that ended with a status other than zero, or that
+// could not be started.
+type ExecError struct {
+	Args      []string
+	Code      int
+	Signal    int
+	OOMKilled bool
+	Reason    string // why it could not be started, or empty
+}
+
+func (e *ExecError) Error() string {
+	text := fmt.Sprintf("process %q did not complete successfully: exit code: %d", strings.Join(e.Args, " "), e.Code)
+	switch {
+	case e.Reason != "":
+		text += ": " + e.Reason
+	case e.OOMKilled:
+		text += ": out of memory: raise the step's --memory limit"
+	case e.Signal != 0:
+		text += ": killed by signal " + unix.SignalName(unix.Signal(e.Signal))
+	}
+	return text
+}
+
+// exec runs a command over a root and makes a layer of what it changed.
+func (r *Runner) exec(ctx context.Context, a *solver.Action, o op.Exec) (solver.Result, error) {
+	if err := runnable(o.Platform); err != nil {
+		return solver.Result{}, err
+	}
+	x := &execution{r: r, a: a, o: o, root: a.Below.Layers}
+	defer x.close()
+	if err := x.prepare(ctx); err != nil {
+		return solver.Result{}, err
+	}
+	if err := x.run(ctx); err != nil {
+		return solver.Result{}, err
+	}
+	l, err := x.commit(ctx)
+	if err != nil {
+		return solver.Result{}, err
+	}
+	return stack([]solver.Layer{l}), nil
+}
+
+// runnable reports whether this machine runs programs of a platform.
+func runnable(platform string) error {
+	if platform == "" {
+		return nil
+	}
+	p, err := platforms.Parse(platform)
+	if err != nil {
+		return err
+	}
+	host := platforms.DefaultSpec()
+	if platforms.Only(host).Match(p) || handled(p.Architecture) {
+		return nil
+	}
+	return fmt.Errorf("cannot run programs for %s on this %s machine: register an emulator, as by installing qemu-user-static and binfmt-support", platform, platforms.Format(host))
+}
+
+// qemuNames are QEMU's names of architectures where they differ from Go's.
+var qemuNames = map[string]string{"amd64": "x86_64", "386": "i386", "arm64": "aarch64", "ppc64le": "ppc64le", "riscv64": "riscv64", "s390x": "s390x", "arm": "arm", "mips64le": "mips64el"}
+
+// handled reports whether the kernel hands programs of an architecture to an
+// emulator.
+func handled(arch string) bool {
+	text, err := os.ReadFile("/proc/sys/fs/binfmt_misc/qemu-" + qemuNames[arch])
+	return err == nil && bytes.HasPrefix(text, []byte("enabled"))
+}
+
+// execution is one RUN on its way.
+type execution struct {
+	r     *Runner
+	a     *solver.Action
+	o     op.Exec
+	root  []solver.Layer
+	index *tree.Index
+	user  User
+	draft *cache.Draft
+	spec  sandbox.Spec
+
+	closers []func() error // in reverse order
+	created []string       // mount points made in the root, outermost first
+}
+
+func (x *execution) onClose(f func() error) { x.closers = append(x.closers, f) }
+
+// close ends all that the step used. Errors are of no use here: scratch
+// space is swept by others, and descriptors end with the process.
+func (x *execution) close() {
+	for _, f := range slices.Backward(x.closers) {
+		_ = f()
+	}
+}
+
+// prepare makes the root and everything else that the sandbox needs.
+func (x *execution) prepare(ctx context.Context) error {
+	var err error
+	if x.index, err = x.r.Store.Index(x.root); err != nil {
+		return err
+	}
+	acc, err := x.r.accounts(x.root, x.index)
+	if err != nil {
+		return err
+	}
+	if x.user, err = acc.lookup(x.o.User); err != nil {
+		return err
+	}
+	if x.draft, err = x.r.Store.NewLayer(); err != nil {
+		return err
+	}
+	x.onClose(x.draft.Discard)
+	if err := x.sameRoot(); err != nil {
+		return err
+	}
+	root, err := x.mountStack(x.root, x.draft.FS, x.draft.Work)
+	if err != nil {
+		return err
+	}
+	x.spec = sandbox.Spec{
+		Command: sandbox.Command{
+			Args: x.o.Args, Env: x.environment(), Cwd: x.o.Cwd,
+			UID: x.user.UID, GID: x.user.GID, Groups: x.user.Groups,
+			Privileged: x.o.Security == "insecure",
+		},
+		Root:     root,
+		Hostname: x.o.Hostname,
+		ShmSize:  x.o.ShmSize,
+		Limits: sandbox.Limits{
+			Memory: x.o.Limits.Memory, MemorySwap: x.o.Limits.MemorySwap,
+			CPUShares: x.o.Limits.CPUShares, CPUPeriod: x.o.Limits.CPUPeriod, CPUQuota: x.o.Limits.CPUQuota,
+			CPUSetCPUs: x.o.Limits.CPUSetCPUs, CPUSetMems: x.o.Limits.CPUSetMems,
+			Pids: x.o.Limits.Pids, Parent: x.o.Limits.Parent,
+		},
+	}
+	if x.spec.Hostname == "" {
+		x.spec.Hostname = defaultHostname
+	}
+	for _, u := range x.o.Ulimits {
+		x.spec.Rlimits = append(x.spec.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	if err := x.network(); err != nil {
+		return err
+	}
+	if err := x.etc(); err != nil {
+		return err
+	}
+	return x.mounts(ctx)
+}
+
+// sameRoot gives the layer's top directory the attributes that the root has:
+// in an overlay the uppermost ones count.
+func (x *execution) sameRoot() error {
+	e, _, ok := x.index.Lookup("")
+	if !ok {
+		return nil
+	}
+	e.Path = ""
+	return setAttributes(x.draft.FS, &e)
+}
+
+// mountStack makes a detached mount of a stack.
+func (x *execution) mountStack(layers []solver.Layer, upper, work string) (*os.File, error) {
+	empty, err := x.r.emptyDir()
+	if err != nil {
+		return nil, err
+	}
+	f, err := overlay.Mount(overlay.Options{Lower: x.r.lower(layers), Upper: upper, Work: work, Empty: empty})
+	if err != nil {
+		return nil, err
+	}
+	x.onClose(f.Close)
+	return f, nil
+}
+
+// environment is that of the op, with HOME from the passwd file. Nothing of
+// this machine's own gets in.
+func (x *execution) environment() []string {
+	env := append(slices.Clone(x.o.Env), x.o.ProxyEnv...)
+	if !slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
+		env = append(env, "HOME="+x.user.Home)
+	}
+	return env
+}
+
+// network gives the step a network of its own, unless it asks for none or
+// was allowed this machine's.
+func (x *execution) network() error {
+	switch {
+	case x.o.Network == "none":
+	case x.o.Network == "host" || x.r.Network == nil:
+		x.spec.Network.Host = true
+	default:
+		x.spec.NetworkReady = func(ctx context.Context, pid int) error {
+			detach, err := x.r.Network.Attach(ctx, pid)
+			if err != nil {
+				return fmt.Errorf("network: %w", err)
+			}
+			x.onClose(detach)
+			return nil
+		}
+	}
+	return nil
+}
+
+// run starts the command and hands on what it prints until it has ended.
+func (x *execution) run(ctx context.Context) error {
+	if err := x.cwd(); err != nil {
+		return err
+	}
+	var readers sync.WaitGroup
+	var pipes []*os.File
+	for i, to := range []**os.File{&x.spec.Stdout, &x.spec.Stderr} {
+		rd, wr, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		*to = wr
+		pipes = append(pipes, wr)
+		log := x.a.Log(i + 1)
+		readers.Go(func() {
+			_, _ = io.Copy(log, onlyReader{rd})
+			_ = rd.Close()
+		})
+	}
+	p, err := sandbox.Start(ctx, x.spec)
+	for _, f := range pipes {
+		_ = f.Close()
+	}
+	if err != nil {
+		readers.Wait()
+		var cmd *sandbox.CommandError
+		if errors.As(err, &cmd) {
+			return &ExecError{Args: x.o.Args, Code: cmd.Code, Reason: cmd.Message}
+		}
+		return fmt.Errorf("start a sandbox: %w", err)
+	}
+	status, err := p.Wait()
+	readers.Wait() // all writers are dead: the pipes are at their end
+	x.created = append(x.created, p.Created()...)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return err
+	case status.Code != 0:
+		return &ExecError{Args: x.o.Args, Code: status.Code, Signal: status.Signal, OOMKilled: status.OOMKilled}
+	}
+	return nil
+}
+
+// cwd makes the working folder if it is missing, as docker does.
+func (x *execution) cwd() error {
+	if _, _, _, err := x.index.Resolve(strings.Trim(x.o.Cwd, "/"), true); err == nil || x.o.Cwd == "" {
+		return nil
+	}
+	dirfd := int(x.spec.Root.Fd())
+	at := ""
+	for comp := range strings.SplitSeq(strings.Trim(x.o.Cwd, "/"), "/") {
+		at = path.Join(at, comp)
+		parent, err := unix.Openat2(dirfd, path.Join(".", path.Dir(at)), &unix.OpenHow{
+			Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		})
+		if err != nil {
+			return fmt.Errorf("working folder %s: %w", x.o.Cwd, err)
+		}
+		err = unix.Mkdirat(parent, comp, 0o755)
+		_ = unix.Close(parent)
+		if err != nil && err != unix.EEXIST {
+			return fmt.Errorf("working folder %s: %w", x.o.Cwd, err)
+		}
+	}
+	return nil
+}
+
+// commit makes a layer of the upper directory.
+func (x *execution) commit(ctx context.Context) (solver.Layer, error) {
+	x.spec.Root.Close() // ends the mount before its upper directory is read
+	if err := x.unstub(); err != nil {
+		return solver.Layer{}, err
+	}
+	t, err := tree.Scan(ctx, x.draft.FS, tree.ScanOptions{})
+	if err != nil {
+		return solver.Layer{}, err
+	}
+	return x.draft.Commit(ctx, t)
+}
+
+// unstub removes the mount points that were made in the root, as long as
+// nothing was put into them, and gives the directories around them the times
+// they had. The step's own directories keep theirs.
+func (x *execution) unstub() error {
+	for _, p := range slices.Backward(x.created) {
+		rel := strings.Trim(p, "/")
+		at := filepath.Join(x.draft.FS, rel)
+		var st unix.Stat_t
+		if err := lstatBelow(x.draft.FS, rel, &st); err != nil {
+			continue
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			if err := unix.Rmdir(at); err != nil {
+				continue // something is in it
+			}
+		} else if st.Size == 0 && st.Mode&unix.S_IFMT == unix.S_IFREG {
+			if err := os.Remove(at); err != nil {
+				return err
+			}
+		}
+		x.tidy(parent(rel))
+	}
+	return nil
+}
+
+// tidy restores a directory of the root that was copied up for a mount point
+// alone, and drops it if that leaves it empty.
+func (x *execution) tidy(dir string) {
+	for {
+		e, _, ok := x.index.Lookup(dir)
+		at := filepath.Join(x.draft.FS, dir)
+		if !ok || e.Type != tree.Dir {
+			return
+		}
+		var st unix.Stat_t
+		if err := lstatBelow(x.draft.FS, dir, &st); err != nil {
+			return
+		}
+		if st.Mode&0o7777 != e.Mode || int(st.Uid) != e.UID || int(st.Gid) != e.GID {
+			return
+		}
+		if dir != "" && unix.Rmdir(at) == nil {
+			dir = parent(dir)
+			continue
+		}
+		_ = setTime(at, e.Mtime)
+		return
+	}
+}
+
+// lstatBelow describes a path below a directory without following any link:
+// the step has written there.
+func lstatBelow(dir, rel string, st *unix.Stat_t) error {
+	d, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(d)
+	fd, err := unix.Openat2(d, path.Join(".", rel), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fstat(fd, st)
+}

@@ -1,0 +1,325 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"kiln.build/cache"
+	"kiln.build/cache/tree"
+	"kiln.build/runner/overlay"
+	"kiln.build/runner/sandbox"
+	"kiln.build/solver"
+	"kiln.build/solver/op"
+)
+
+// etc mounts hosts and resolv.conf read-only: what a step finds there is of
+// this machine and must not get into a layer.
+func (x *execution) etc() error {
+	dir, err := x.r.Store.Scratch("etc")
+	if err != nil {
+		return err
+	}
+	x.onClose(func() error { return os.RemoveAll(dir) })
+	var hosts strings.Builder
+	hosts.WriteString("127.0.0.1\tlocalhost " + x.spec.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	for _, h := range x.o.ExtraHosts {
+		hosts.WriteString(h.IP + "\t" + h.Name + "\n")
+	}
+	resolv := []byte{}
+	if x.o.Network != "none" {
+		if resolv, err = ResolvConf(!x.spec.Network.Host); err != nil {
+			return err
+		}
+	}
+	for name, data := range map[string][]byte{"hosts": []byte(hosts.String()), "resolv.conf": resolv} {
+		at := filepath.Join(dir, name)
+		if err := os.WriteFile(at, data, 0o644); err != nil {
+			return err
+		}
+		if err := os.Chmod(at, 0o644); err != nil {
+			return err
+		}
+		f, err := overlay.Clone(unix.AT_FDCWD, at)
+		if err != nil {
+			return err
+		}
+		x.onClose(f.Close)
+		x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: "/etc/" + name, FD: f, ReadOnly: true})
+	}
+	return nil
+}
+
+// ResolvConf is the resolver configuration for a sandbox. In a network of its
+// own this machine's loopback cannot be reached, so the servers that systemd's
+// local one asks are taken instead, as docker does.
+func ResolvConf(own bool) ([]byte, error) {
+	data, err := os.ReadFile("/etc/resolv.conf")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil || !own || !onlyLoopback(data) {
+		return data, err
+	}
+	upstream, err := os.ReadFile("/run/systemd/resolve/resolv.conf")
+	if err != nil {
+		return data, nil
+	}
+	return upstream, nil
+}
+
+// onlyLoopback reports whether all name servers are on this machine's own
+// loopback.
+func onlyLoopback(conf []byte) bool {
+	servers, local := 0, 0
+	for line := range strings.Lines(string(conf)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "nameserver" {
+			continue
+		}
+		servers++
+		if strings.HasPrefix(f[1], "127.") || f[1] == "::1" {
+			local++
+		}
+	}
+	return servers > 0 && servers == local
+}
+
+// mounts adds the step's own mounts, outer ones before those inside them.
+func (x *execution) mounts(ctx context.Context) error {
+	all := slices.Clone(x.o.Mounts)
+	slices.SortStableFunc(all, func(a, b op.Mount) int {
+		return strings.Count(path.Clean(a.Target), "/") - strings.Count(path.Clean(b.Target), "/")
+	})
+	for _, m := range all {
+		if err := x.mount(ctx, m); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", m.Type, m.Target, err)
+		}
+	}
+	return nil
+}
+
+func (x *execution) mount(ctx context.Context, m op.Mount) error {
+	switch m.Type {
+	case op.Bind:
+		return x.bind(ctx, m)
+	case op.Cache:
+		return x.cache(ctx, m)
+	case op.Tmpfs:
+		x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, Type: "tmpfs", Size: m.Size, NoSuid: true, NoDev: true})
+		return nil
+	case op.Secret:
+		return x.secret(m)
+	case op.SSH:
+		return x.ssh(m)
+	}
+	return fmt.Errorf("unknown type %q", m.Type)
+}
+
+// add clones what is at a path and mounts it.
+func (x *execution) add(m op.Mount, dirfd int, at string) error {
+	f, err := overlay.Clone(dirfd, at)
+	if err != nil {
+		return err
+	}
+	x.onClose(f.Close)
+	x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, FD: f, ReadOnly: m.ReadOnly})
+	return nil
+}
+
+// bind mounts a selection: the path itself out of the stack it was chosen
+// from, or for a local context a copy, which holds just what .dockerignore
+// leaves. Writes go to a place that is thrown away.
+func (x *execution) bind(ctx context.Context, m op.Mount) error {
+	layers, at, err := x.bindSource(ctx, m)
+	if err != nil {
+		return err
+	}
+	upper, work := "", ""
+	if !m.ReadOnly {
+		dir, err := x.r.Store.Scratch("bind")
+		if err != nil {
+			return err
+		}
+		upper, work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+		if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o700)); err != nil {
+			return err
+		}
+		x.onClose(func() error { return os.RemoveAll(dir) })
+	}
+	root, err := x.mountStack(layers, upper, work)
+	if err != nil {
+		return err
+	}
+	if at == "" {
+		x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, FD: root, ReadOnly: m.ReadOnly})
+		return nil
+	}
+	return x.add(m, int(root.Fd()), at)
+}
+
+// bindSource is the stack and the path in it that a mount shows.
+func (x *execution) bindSource(ctx context.Context, m op.Mount) ([]solver.Layer, string, error) {
+	using := x.a.Using[m.Using]
+	s, err := x.r.selected(x.a.Inputs[m.Input], &using)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(s.tree.Entries) == 0 {
+		return nil, "", errors.New("nothing was selected")
+	}
+	top := &s.tree.Entries[0]
+	if using.Layers != nil {
+		return using.Layers, sourceOf(top), nil
+	}
+	l, err := x.materialise(ctx, s)
+	if err != nil {
+		return nil, "", err
+	}
+	at := ""
+	if top.Type != tree.Dir {
+		at = top.Path
+	}
+	return []solver.Layer{l}, at, nil
+}
+
+// materialise makes a layer of a selection from a local directory. An equal
+// one is found again by its digest.
+func (x *execution) materialise(ctx context.Context, s *selection) (solver.Layer, error) {
+	p := newPlan(&op.Facts{Path: "/", Dir: true}, chmod{})
+	for i := range s.tree.Entries {
+		e := s.tree.Entries[i]
+		e.Source = ""
+		p.entries[e.Path] = &planned{Entry: e, from: &s.tree.Entries[i], sel: s}
+	}
+	draft, err := x.r.Store.NewLayer()
+	if err != nil {
+		return solver.Layer{}, err
+	}
+	defer draft.Discard()
+	t, err := p.write(ctx, draft.FS)
+	if err != nil {
+		return solver.Layer{}, err
+	}
+	return draft.Commit(ctx, t)
+}
+
+// cache mounts a directory that outlives the step.
+func (x *execution) cache(ctx context.Context, m op.Mount) error {
+	o := cache.CacheMountOptions{
+		ID: m.CacheID, Sharing: cache.Sharing(m.Sharing), Mode: m.Mode, UID: m.UID, GID: m.GID, Clear: x.o.ClearCaches,
+	}
+	if m.Input >= 0 {
+		layers, at, err := x.bindSource(ctx, m)
+		if err != nil {
+			return err
+		}
+		o.ID += "@" + string(x.a.Inputs[m.Input].Digest) // another origin is another cache
+		o.Init = func(dir string) error { return x.fill(ctx, dir, layers, at) }
+	}
+	dir, release, err := x.r.Store.CacheMount(ctx, o)
+	if err != nil {
+		return err
+	}
+	x.onClose(func() error { release(); return nil })
+	return x.add(m, unix.AT_FDCWD, dir)
+}
+
+// fill copies the initial content of a cache mount.
+func (x *execution) fill(ctx context.Context, dir string, layers []solver.Layer, at string) error {
+	idx, err := x.r.Store.Index(layers)
+	if err != nil {
+		return err
+	}
+	t, err := pick(op.Select{Sources: []string{"/" + at}, Whole: true}, &stackPlace{idx})
+	if err != nil {
+		return err
+	}
+	s := &selection{tree: t, from: &layerFiles{index: idx, dirs: x.r.lower(layers)}}
+	p := newPlan(&op.Facts{Path: "/", Dir: true}, chmod{})
+	for i := range t.Entries {
+		e := t.Entries[i]
+		e.Source = ""
+		p.entries[e.Path] = &planned{Entry: e, from: &t.Entries[i], sel: s}
+	}
+	_, err = p.write(ctx, dir)
+	return err
+}
+
+// secret gives the step a secret, as a file in memory and as a variable. The
+// value is handed over by descriptor and by environment: it is on no disk, in
+// no key, and in no process's arguments.
+func (x *execution) secret(m op.Mount) error {
+	value, ok := x.r.Secrets[m.ID]
+	if !ok {
+		if m.Required {
+			return fmt.Errorf("secret %s: not found: give it with --secret id=%s,src=FILE", m.ID, m.ID)
+		}
+		return nil
+	}
+	if m.Env != "" {
+		x.spec.Env = append(slices.DeleteFunc(x.spec.Env, func(kv string) bool { return strings.HasPrefix(kv, m.Env+"=") }), m.Env+"="+string(value))
+	}
+	if m.Target == "" {
+		return nil
+	}
+	f, err := memoryFile(value, m)
+	if err != nil {
+		return err
+	}
+	x.onClose(f.Close)
+	x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, FD: f, ReadOnly: true, NoSuid: true, NoDev: true, NoExec: true})
+	return nil
+}
+
+// memoryFile is a mount of one file on a tmpfs of its own.
+func memoryFile(value []byte, m op.Mount) (*os.File, error) {
+	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return nil, os.NewSyscallError("fsconfig", err)
+	}
+	mnt, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount", err)
+	}
+	defer unix.Close(mnt)
+	fd, err := unix.Openat(mnt, "secret", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, os.NewSyscallError("openat", err)
+	}
+	f := os.NewFile(uintptr(fd), "secret")
+	_, err = f.Write(value)
+	err = errors.Join(err, f.Chown(m.UID, m.GID), unix.Fchmod(fd, m.Mode), f.Close())
+	if err != nil {
+		return nil, err
+	}
+	return overlay.Clone(mnt, "secret")
+}
+
+// ssh mounts an agent's socket.
+func (x *execution) ssh(m op.Mount) error {
+	socket, ok := x.r.SSH[m.ID]
+	if !ok {
+		if m.Required {
+			return fmt.Errorf("ssh agent %s: not found: give it with --ssh %s", m.ID, m.ID)
+		}
+		return nil
+	}
+	m.ReadOnly = false // connecting is writing
+	if err := x.add(m, unix.AT_FDCWD, socket); err != nil {
+		return err
+	}
+	x.spec.Env = append(x.spec.Env, "SSH_AUTH_SOCK="+m.Target)
+	return nil
+}

@@ -1,0 +1,139 @@
+// Package runner performs the ops of a build: it implements [solver.Runner].
+//
+// A [Runner] works on a store. For each kind of op there is a file: images
+// and archives become layers, selections are made from local directories or
+// from stacks, copies and commands make one layer each. RUN steps run in
+// package sandbox; this package gives it a root, mounts and a network, and
+// takes what the step changed.
+package runner
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"kiln.build/cache"
+	"kiln.build/cache/registry"
+	"kiln.build/cache/tree"
+	"kiln.build/solver"
+	"kiln.build/solver/op"
+)
+
+// Runner performs actions on a store. Its fields must be set before the first
+// call of Run; Close must be called at the end.
+type Runner struct {
+	Store    *cache.Store
+	Registry *registry.Client // may be nil: then nothing can be fetched
+
+	Contexts map[string]Context // local directories by name
+	Secrets  map[string][]byte  // values by id
+	SSH      map[string]string  // agents' sockets by id
+
+	// Network connects a sandbox to the outside; nil shares this machine's
+	// own network with it.
+	Network Network
+
+	mu         sync.Mutex
+	selections map[digest.Digest]*selection
+	contexts   map[string]*localContext
+	empty      string
+	emptyOnce  sync.Once
+	emptyErr   error
+}
+
+// Context is a local directory that files are copied from.
+type Context struct {
+	Dir        string
+	IgnoreFile string // name of the file with the ignore patterns, for messages
+}
+
+// Network attaches sandboxes to a network.
+type Network interface {
+	// Attach gives the network namespace of a process an interface to the
+	// outside. It returns a function that takes it away again.
+	Attach(ctx context.Context, pid int) (detach func() error, err error)
+}
+
+var _ solver.Runner = (*Runner)(nil)
+
+// Run performs one action.
+func (r *Runner) Run(ctx context.Context, a *solver.Action) (solver.Result, error) {
+	switch o := a.Op.(type) {
+	case op.Scratch:
+		return stack(nil), nil
+	case op.Image:
+		return r.image(ctx, a, o)
+	case op.Tar:
+		return r.tar(ctx, o)
+	case op.Select:
+		return r.selectFiles(ctx, a, o)
+	case op.Inline:
+		return r.inline(o)
+	case op.Dest:
+		return r.dest(ctx, a, o)
+	case op.Copy:
+		return r.copy(ctx, a, o)
+	case op.Mkdir:
+		return r.mkdir(ctx, a)
+	case op.Exec:
+		return r.exec(ctx, a, o)
+	}
+	return solver.Result{}, fmt.Errorf("op %T is not known to this runner", a.Op)
+}
+
+// Close ends the use of local directories and keeps what was learned of them.
+func (r *Runner) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var first error
+	for _, c := range r.contexts {
+		if err := c.close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	r.contexts = nil
+	return first
+}
+
+// stack is the result of an op that made layers. No layers at all is a stack
+// too: the empty one.
+func stack(layers []solver.Layer) solver.Result {
+	if layers == nil {
+		layers = []solver.Layer{}
+	}
+	return solver.Result{Digest: solver.StackDigest(layers), Layers: layers}
+}
+
+// emptyDir is a directory of this process's that holds nothing.
+func (r *Runner) emptyDir() (string, error) {
+	r.emptyOnce.Do(func() { r.empty, r.emptyErr = r.Store.Scratch("empty") })
+	return r.empty, r.emptyErr
+}
+
+// lower are the directories of a stack, bottom first.
+func (r *Runner) lower(layers []solver.Layer) []string {
+	dirs := make([]string, len(layers))
+	for i, l := range layers {
+		dirs[i] = r.Store.LayerDir(l.Digest)
+	}
+	return dirs
+}
+
+// readFile reads a small file of a stack, following links inside it.
+func (r *Runner) readFile(layers []solver.Layer, idx *tree.Index, path string) ([]byte, error) {
+	resolved, e, at, err := idx.Resolve(path, true)
+	if err != nil {
+		return nil, err
+	}
+	if e.Type != tree.File {
+		return nil, fmt.Errorf("/%s is a %s, not a file", resolved, e.Type)
+	}
+	if e.Size > 16<<20 {
+		return nil, fmt.Errorf("/%s is too large: %d bytes", resolved, e.Size)
+	}
+	// In its own layer the entry's path has no links.
+	return os.ReadFile(filepath.Join(r.Store.LayerDir(layers[at].Digest), resolved))
+}
