@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox"
 )
 
 // helper is the environment variable that makes the test program a user's
@@ -20,7 +22,9 @@ import (
 const helper = "KILN_TEST_HELPER"
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(helper) {
+	sandbox.MaybeInit()
+	mode, arg, _ := strings.Cut(os.Getenv(helper), ":")
+	switch mode {
 	case "":
 		os.Exit(m.Run())
 	case "facts":
@@ -36,6 +40,18 @@ func TestMain(m *testing.M) {
 			os.Exit(9)
 		}
 		os.Exit(42)
+	case "sandbox":
+		err := os.MkdirAll("root/bin", 0o755)
+		if b, rerr := os.ReadFile(arg); err == nil && rerr == nil {
+			err = os.WriteFile("root/bin/box", b, 0o755)
+		}
+		if err == nil {
+			err = runSandbox()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(9)
+		}
 	case "signal":
 		if _, err := Enter(); err != nil {
 			os.Exit(9)
