@@ -92,7 +92,7 @@ func pack(t testing.TB, dir string, tr *tree.Tree, o PackOptions) []byte {
 
 func TestRoundTrip(t *testing.T) {
 	needRoot(t)
-	for seed := range int64(40) {
+	for seed := range int64(20) {
 		in, want := unpackRandom(t, seed)
 		agree(t, in, want)
 		packed := pack(t, in, want, PackOptions{})
@@ -268,17 +268,17 @@ func TestPackReservedName(t *testing.T) {
 
 // Compressed output must be a function of the input alone.
 func TestCompressDeterministic(t *testing.T) {
-	data := make([]byte, 5<<20+777)
+	data := make([]byte, 3<<20+777) // several blocks, some that compress
 	mathrand.New(mathrand.NewSource(1)).Read(data[:1<<20])
-	copy(data[3<<20:], data[:1<<20])
-	for i := 4 << 20; i < len(data); i++ {
+	copy(data[1<<20:], data[:1<<20])
+	for i := 2 << 20; i < len(data); i++ {
 		data[i] = byte(i >> 8)
 	}
 	for _, c := range []Compression{Gzip, Zstd} {
-		for _, level := range []int{DefaultLevel, 1, 9} {
+		for _, level := range []int{DefaultLevel, 1} {
 			var first []byte
-			for _, procs := range []int{1, 2, 5} {
-				for _, cut := range []int{1 << 20, 4097, len(data)} {
+			for _, procs := range []int{1, 5} {
+				for _, cut := range []int{40000, len(data)} {
 					before := runtime.GOMAXPROCS(procs)
 					var b bytes.Buffer
 					z, err := Compress(&b, c, level)
