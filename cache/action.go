@@ -185,7 +185,7 @@ func (s *Store) Lock(ctx context.Context, key digest.Digest) (release func(), er
 	if err := valid(key); err != nil {
 		return nil, fmt.Errorf("lock action: %w", err)
 	}
-	release, err = exclusive(ctx, s.path("locks", "action-"+key.Encoded()))
+	release, err = s.lockKey(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("lock action %s: %w", key, err)
 	}

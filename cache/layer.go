@@ -34,23 +34,61 @@ func (s *Store) NewLayer() (*Draft, error) {
 		return nil, ErrReadOnly
 	}
 	dir := s.temp("layer")
-	d := &Draft{FS: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work"), store: s, dir: dir}
-	for _, p := range []string{dir, d.FS, d.Work} {
-		if err := os.Mkdir(p, 0o700); err != nil {
-			return nil, errors.Join(fmt.Errorf("begin layer: %w", err), removeAll(dir, nil))
-		}
+	d := &Draft{FS: filepath.Join(dir, "fs"), store: s, dir: dir}
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		err = os.Mkdir(d.FS, 0o700)
 	}
-	// A root file system's root is open to all; the umask has no say.
-	if err := os.Chmod(d.FS, 0o755); err != nil {
+	if err == nil {
+		// A root file system's root is open to all; the umask has no say.
+		err = os.Chmod(d.FS, 0o755)
+	}
+	if err == nil {
+		d.Work, err = s.takeWork()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("begin layer: %w", err), removeAll(dir, nil))
 	}
 	return d, nil
 }
 
-// Discard removes the draft. After Commit, or a second time, it does nothing.
+// takeWork returns an empty directory, as a rule one that was used before:
+// see lock.go for why.
+func (s *Store) takeWork() (string, error) {
+	s.mu.Lock()
+	if n := len(s.works); n > 0 {
+		dir := s.works[n-1]
+		s.works = s.works[:n-1]
+		s.mu.Unlock()
+		return dir, nil
+	}
+	s.mu.Unlock()
+	return s.Scratch("work")
+}
+
+// giveWork keeps a work directory for the next draft. What overlayfs left in
+// it goes: a volatile mount's mark would make the next mount fail.
+func (s *Store) giveWork(dir string) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, removeAll(filepath.Join(dir, e.Name()), nil))
+	}
+	if err != nil {
+		return // Close deletes it, if anyone can
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.works = append(s.works, dir)
+}
+
+// Discard removes the draft, on which nothing may be mounted any more. After
+// Commit, or a second time, it does nothing.
 func (d *Draft) Discard() error {
 	var err error
-	d.ended.Do(func() { err = removeAll(d.dir, nil) })
+	d.ended.Do(func() {
+		d.store.giveWork(d.Work)
+		err = removeAll(d.dir, nil)
+	})
 	return err
 }
 
@@ -62,6 +100,7 @@ func (d *Draft) Commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 	var l solver.Layer
 	err := errors.New("the draft was committed or discarded before")
 	d.ended.Do(func() {
+		d.store.giveWork(d.Work)
 		l, err = d.commit(ctx, t)
 		if removed := removeAll(d.dir, nil); err == nil {
 			err = removed
@@ -80,9 +119,6 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 	}
 	l := solver.Layer{Digest: t.Digest(), Size: t.Size(), Created: time.Now().UTC().Round(0)}
 	if err := writeFile(filepath.Join(d.dir, "tree"), t.Append(nil)); err != nil {
-		return l, err
-	}
-	if err := removeAll(d.Work, nil); err != nil {
 		return l, err
 	}
 	leave, err := s.enter(ctx)

@@ -283,9 +283,15 @@ type mountSlot struct {
 	used time.Time
 }
 
-// busy reports whether the directory is in use.
+// busy reports whether the directory is in use. It asks under the lock of
+// the id, so that nobody who wants the directory meets the question itself.
 func (m mountSlot) busy() bool {
-	f, err := tryOpenLock(filepath.Join(m.dir, m.name+lockSuffix), unix.LOCK_SH)
+	guard, err := tryOpenLock(filepath.Join(m.dir, "lock"), unix.LOCK_EX)
+	if err != nil {
+		return err == errBusy
+	}
+	defer unlock(guard)
+	f, err := tryOpenLock(filepath.Join(m.dir, m.name+lockSuffix), unix.LOCK_EX)
 	if err == nil {
 		_ = unlock(f)
 	}

@@ -28,14 +28,17 @@ import (
 // roots after it has read the pins: a maker that ended before the pins were
 // read had written its root; one that ended later had its pins read.
 //
-// A process that is dead has no pins: its directory is swept, at the latest
-// by Prune itself.
+// A process that has ended has no pins: Close empties the file, and what a
+// dead one leaves is swept, at the latest by Prune itself.
 type pins struct {
 	mu   sync.Mutex
 	have map[string]bool
 	file *os.File
 	torn bool // the last write may have left half a line
 }
+
+// pinsFile is the name of the file of pins in a scratch directory.
+const pinsFile = "pins"
 
 func pinned(kind string, d digest.Digest) string { return kind + " " + d.Encoded() }
 
@@ -59,7 +62,7 @@ func (s *Store) pin(lines ...string) error {
 		return nil
 	}
 	if p.file == nil {
-		f, err := os.OpenFile(filepath.Join(s.proc.dir, "pins"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := os.OpenFile(filepath.Join(s.proc.dir, pinsFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return fmt.Errorf("pin: %w", err)
 		}
@@ -76,13 +79,14 @@ func (s *Store) pin(lines ...string) error {
 	return nil
 }
 
+// close gives all pins up.
 func (p *pins) close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.file == nil {
 		return nil
 	}
-	return p.file.Close()
+	return errors.Join(p.file.Truncate(0), p.file.Close())
 }
 
 // Pin keeps layers from being pruned while this process lives, as a look-up
@@ -118,7 +122,7 @@ func (s *Store) allPins() (map[string]bool, error) {
 		if !e.IsDir() || strings.HasPrefix(e.Name(), trashPrefix) {
 			continue
 		}
-		b, err := os.ReadFile(s.path("tmp", e.Name(), "pins"))
+		b, err := os.ReadFile(s.path("tmp", e.Name(), pinsFile))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"kiln.build/cache/layout"
 )
@@ -100,7 +99,6 @@ func (s *Store) prune(ctx context.Context, o PruneOptions, match func(Usage) boo
 	if o.DryRun {
 		return r, nil
 	}
-	s.removeLocks()
 	return r, removeAll(p.trash, s.proc.stop)
 }
 
@@ -275,25 +273,6 @@ func (p *pruning) collectImages(ctx context.Context, pins map[string]bool) error
 		p.removed(found[d])
 	}
 	return err
-}
-
-// removeLocks removes the files of locks that nobody holds: their makers
-// were killed.
-func (s *Store) removeLocks() {
-	entries, err := os.ReadDir(s.path("locks"))
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "action-") && !strings.HasPrefix(e.Name(), "name-") {
-			continue
-		}
-		path := s.path("locks", e.Name())
-		if f, err := tryOpenLock(path, unix.LOCK_EX); err == nil {
-			os.Remove(path)
-			_ = unlock(f)
-		}
-	}
 }
 
 // matcher checks the filters and makes a function of them.

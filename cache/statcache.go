@@ -195,6 +195,10 @@ func (c *StatCache) encode() []byte {
 		b = append(b, e.sum[:]...)
 		before = p
 	}
+	return appendSum(b)
+}
+
+func appendSum(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, crcTable))
 }
 

@@ -13,7 +13,7 @@
 //	layers/HEX/        a layer: fs/ in overlay form, tree its encoded listing
 //	actions/HH/HEX     results of actions by key; see record
 //	blobs/HH/HEX       small content by SHA-256, such as listings of selected files
-//	locks/             files whose flocks are the locks between processes
+//	locks/             files on which the locks between processes are
 //	contexts/          stat caches of local contexts; see StatCache
 //	caches/            the directories of cache mounts; see CacheMount
 //	tmp/               scratch directories of processes; see process
@@ -84,6 +84,7 @@ type Store struct {
 
 	mu    sync.Mutex
 	trees map[digest.Digest]*tree.Tree
+	works []string // work directories of ended drafts, for the next ones
 
 	pins pins
 }
@@ -150,7 +151,6 @@ func (s *Store) open() error {
 	if err := s.recover(); err != nil {
 		return errors.Join(err, s.Close())
 	}
-	s.proc.sweep()
 	return nil
 }
 
@@ -196,6 +196,13 @@ func (s *Store) create() error {
 			return err
 		}
 	}
+	keys, err := os.OpenFile(s.keysPath(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = keys.Close()
+	}
+	if err != nil {
+		return err
+	}
 	tmp, err := os.CreateTemp(s.root, ".version-")
 	if err != nil {
 		return err
@@ -211,7 +218,7 @@ func (s *Store) create() error {
 	return os.Rename(tmp.Name(), s.path("version"))
 }
 
-// Close removes this process's scratch directories, gives up its pins and
+// Close removes what this process has not finished, gives up its pins and
 // waits for everything the store runs in the background. Nothing may use the
 // store any more.
 func (s *Store) Close() error {

@@ -116,10 +116,14 @@ func TestOpen(t *testing.T) {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("scratch directory stays: %v", err)
 	}
-	if left, _ := os.ReadDir(filepath.Join(root, "tmp")); len(left) != 0 {
+	for range 2 { // what one has left the next one takes over
+		s = reopen(t, root, Options{})
+		putLayer(t, s, map[string]string{"f": ""})
+		closeTest(t, s)
+	}
+	if left, _ := os.ReadDir(filepath.Join(root, "tmp")); len(left) != 2 || !clean(s.proc.dir) {
 		t.Errorf("tmp holds %v", left)
 	}
-	closeTest(t, reopen(t, root, Options{}))
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -243,7 +247,7 @@ func TestLayer(t *testing.T) {
 	if _, err := bad.Commit(t.Context(), &tree.Tree{Entries: []tree.Entry{{Path: "../x", Type: tree.Dir}}}); err == nil {
 		t.Error("a wrong tree was committed")
 	}
-	if left, _ := filepath.Glob(s.proc.dir + "/*/*"); len(left) > 0 {
+	if left, _ := filepath.Glob(s.proc.dir + "/layer*"); len(left) > 0 {
 		t.Errorf("drafts left %q", left)
 	}
 }

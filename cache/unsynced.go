@@ -47,20 +47,25 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// mark makes a marker; unmark is for when its content does not come.
+// mark makes a marker; unmark is for when its content does not come. Only its
+// name counts, so it is a further link to a file that is there: no inode has
+// to be found for it.
 func (s *Store) mark(name string) (unmark func(), err error) {
-	path := s.path("unsynced", s.boot, name+"."+s.proc.name+"-"+strconv.FormatUint(s.seq.Add(1), 10))
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	path := s.path("unsynced", s.boot, name+"."+s.proc.id+"-"+strconv.FormatUint(s.seq.Add(1), 10))
+	err = os.Link(s.keysPath(), path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.Mkdir(s.path("unsynced", s.boot), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
-		f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		err = os.Link(s.keysPath(), path)
+	}
+	if errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM) { // ext4 has 65,000 at most, FAT none
+		err = writeFile(path, nil)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return func() { os.Remove(path) }, f.Close()
+	return func() { os.Remove(path) }, nil
 }
 
 // Sync makes everything in the store safe from a power loss. It writes back
