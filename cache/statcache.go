@@ -38,9 +38,15 @@ type StatCache struct {
 	path  string // its file
 	dir   string
 
-	mu      sync.Mutex
-	entries map[string]stamp
-	changed bool
+	mu    sync.Mutex
+	old   []known          // of the file, in walking order
+	next  int              // in old: where a scan asks next
+	fresh map[string]stamp // put since
+}
+
+type known struct {
+	path string
+	stamp
 }
 
 var _ tree.Digests = (*StatCache)(nil)
@@ -80,12 +86,10 @@ func (s *Store) StatCache(contextDir string) (*StatCache, error) {
 		return nil, fmt.Errorf("open stat cache: %w", err)
 	}
 	c := &StatCache{store: s, dir: dir, path: s.path("contexts", digest.FromString(dir).Encoded())}
+	c.fresh = map[string]stamp{}
 	b, err := os.ReadFile(c.path)
 	if err == nil {
-		c.entries, err = parseStatCache(b, dir)
-	}
-	if c.entries == nil {
-		c.entries = map[string]stamp{}
+		c.old, err = parseStatCache(b, dir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrCorrupt) {
 		return nil, fmt.Errorf("open stat cache of %s: %w", dir, err)
@@ -97,23 +101,37 @@ func (s *Store) StatCache(contextDir string) (*StatCache, error) {
 func (c *StatCache) Lookup(path string, st *unix.Stat_t) (digest.Digest, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	have, ok := c.entries[path]
-	if !ok {
+	have := c.find(path)
+	if have == nil {
 		return "", false
 	}
 	now := stampOf(st)
 	now.sum, now.age = have.sum, have.age
-	if now != have {
+	if now != *have {
 		return "", false
 	}
-	if have.age > 0 {
-		have.age = 0
-		c.entries[path] = have
-	}
+	have.age = 0
 	var text [len("sha256:") + 64]byte
 	copy(text[:], "sha256:")
 	hex.Encode(text[len("sha256:"):], have.sum[:])
 	return digest.Digest(text[:]), true
+}
+
+// find returns what is known of a path, nil if nothing is. A scan asks in
+// walking order, so the next one is as a rule the one that is asked for.
+func (c *StatCache) find(path string) *stamp {
+	if e, ok := c.fresh[path]; ok {
+		return &e
+	}
+	if c.next == len(c.old) || c.old[c.next].path != path {
+		i, ok := slices.BinarySearchFunc(c.old, path, func(k known, p string) int { return tree.Compare(k.path, p) })
+		if !ok {
+			return nil
+		}
+		c.next = i
+	}
+	c.next++
+	return &c.old[c.next-1].stamp
 }
 
 // Put remembers the digest of a file that was read. st is of before the
@@ -128,8 +146,7 @@ func (c *StatCache) Put(path string, st *unix.Stat_t, d digest.Digest, seen time
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.entries[path] = now
-	c.changed = true
+	c.fresh[path] = now
 }
 
 // settled reports whether any write after seen must show in the times.
@@ -142,14 +159,34 @@ func settled(st *unix.Stat_t, seen time.Time) bool {
 func (c *StatCache) Save() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.changed || c.store.ro {
+	if len(c.fresh) == 0 || c.store.ro {
 		return nil
 	}
-	if err := c.store.publish(c.path, c.encode(), ""); err != nil {
+	merged := c.merge()
+	if err := c.store.publish(c.path, encodeStatCache(c.dir, merged), ""); err != nil {
 		return fmt.Errorf("save stat cache of %s: %w", c.dir, err)
 	}
-	c.changed = false
+	c.old, c.next, c.fresh = merged, 0, map[string]stamp{}
 	return nil
+}
+
+// merge joins what was there and what was put, a save older.
+func (c *StatCache) merge() []known {
+	all := make([]known, 0, len(c.old)+len(c.fresh))
+	for p, e := range c.fresh {
+		all = append(all, known{p, e})
+	}
+	for _, k := range c.old {
+		if _, ok := c.fresh[k.path]; !ok && k.age < maxAge {
+			all = append(all, k)
+		}
+	}
+	// Sorting is quick where most is in order.
+	slices.SortFunc(all, func(a, b known) int { return tree.Compare(a.path, b.path) })
+	for i := range all {
+		all[i].age++
+	}
+	return all
 }
 
 // The file, version 1; numbers are varints, strings have their length before
@@ -158,7 +195,7 @@ func (c *StatCache) Save() error {
 //	"kiln stat cache 1\n"
 //	string   the directory
 //	number   entries
-//	entries, sorted by path, each:
+//	entries, in walking order, each:
 //	    number   how many bytes of the path are those of the entry before
 //	    string   the rest of the path
 //	    numbers  device, inode, size, mode, mtime, ctime, age
@@ -168,28 +205,21 @@ const statCacheMagic = "kiln stat cache 1\n"
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
-func (c *StatCache) encode() []byte {
-	paths := make([]string, 0, len(c.entries))
-	for p, e := range c.entries {
-		if e.age < maxAge {
-			paths = append(paths, p)
-		}
-	}
-	slices.Sort(paths)
-	b := make([]byte, 0, 64+len(paths)*100)
+func encodeStatCache(dir string, entries []known) []byte {
+	b := make([]byte, 0, 64+len(dir)+len(entries)*110)
 	b = append(b, statCacheMagic...)
-	b = appendString(b, c.dir)
-	b = binary.AppendUvarint(b, uint64(len(paths)))
+	b = appendString(b, dir)
+	b = binary.AppendUvarint(b, uint64(len(entries)))
 	before := ""
-	for _, p := range paths {
-		e := c.entries[p]
+	for i := range entries {
+		e, p := &entries[i], entries[i].path
 		n := 0
 		for n < min(len(before), len(p)) && before[n] == p[n] {
 			n++
 		}
 		b = binary.AppendUvarint(b, uint64(n))
 		b = appendString(b, p[n:])
-		for _, v := range []uint64{e.dev, e.ino, uint64(e.size), uint64(e.mode), uint64(e.mtime), uint64(e.ctime), uint64(e.age) + 1} {
+		for _, v := range []uint64{e.dev, e.ino, uint64(e.size), uint64(e.mode), uint64(e.mtime), uint64(e.ctime), uint64(e.age)} {
 			b = binary.AppendUvarint(b, v)
 		}
 		b = append(b, e.sum[:]...)
@@ -206,7 +236,7 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
-func parseStatCache(b []byte, dir string) (map[string]stamp, error) {
+func parseStatCache(b []byte, dir string) ([]known, error) {
 	if len(b) < len(statCacheMagic)+4 || string(b[:len(statCacheMagic)]) != statCacheMagic {
 		return nil, ErrCorrupt
 	}
@@ -219,7 +249,7 @@ func parseStatCache(b []byte, dir string) (map[string]stamp, error) {
 		return nil, ErrCorrupt // of another directory with an equal hash
 	}
 	n := r.number()
-	entries := make(map[string]stamp, min(n, uint64(len(r.b)/40)))
+	entries := make([]known, 0, min(n, uint64(len(r.b)/40)))
 	// All paths lie in one string, with one allocation for every 64 KB.
 	var names strings.Builder
 	before := ""
@@ -238,7 +268,12 @@ func parseStatCache(b []byte, dir string) (map[string]stamp, error) {
 		names.WriteString(before[:shared])
 		names.Write(rest)
 		path := names.String()[start:]
-		e := stamp{
+		if len(entries) > 0 && tree.Compare(before, path) >= 0 {
+			return nil, ErrCorrupt
+		}
+		entries = append(entries, known{path: path})
+		e := &entries[len(entries)-1].stamp
+		*e = stamp{
 			dev: r.number(), ino: r.number(), size: int64(r.number()), mode: uint32(r.number()),
 			mtime: int64(r.number()), ctime: int64(r.number()), age: uint8(r.number()),
 		}
@@ -246,7 +281,6 @@ func parseStatCache(b []byte, dir string) (map[string]stamp, error) {
 		if r.bad {
 			return nil, ErrCorrupt
 		}
-		entries[path] = e
 		before = path
 	}
 	return entries, nil

@@ -147,16 +147,16 @@ func TestStatCacheForgets(t *testing.T) {
 		if err := c.Save(); err != nil {
 			t.Fatal(err)
 		}
-		if i == 2 && len(c.entries) != 3 {
-			t.Errorf("after %d saves there are %d entries", i, len(c.entries))
+		if i == 2 && len(c.old) != 3 {
+			t.Errorf("after %d saves there are %d entries", i, len(c.old))
 		}
 		c = openStats(t, s, dir)
 		if !ask(c, "used", settledStat(1)) {
 			t.Fatal("a file that is asked for was forgotten")
 		}
 	}
-	if len(c.entries) != 2 {
-		t.Errorf("entries %v", c.entries)
+	if len(c.old) != 2 {
+		t.Errorf("entries %v", c.old)
 	}
 }
 
@@ -167,7 +167,7 @@ func TestStatCacheDamaged(t *testing.T) {
 	for i := range 20 {
 		c.Put(fmt.Sprint("f", i), settledStat(i), digest.FromString("x"), time.Now())
 	}
-	good := c.encode()
+	good := encodeStatCache(c.dir, c.merge())
 	if name, err := statCacheDirOf(t, good); err != nil || name != c.dir {
 		t.Errorf("directory %q, %v", name, err)
 	}
@@ -204,22 +204,15 @@ func statCacheDirOf(t *testing.T, b []byte) (string, error) {
 }
 
 func FuzzStatCache(f *testing.F) {
-	c := &StatCache{dir: "/d", entries: map[string]stamp{"a": {}, "a/b": {ino: 1 << 40, sum: [32]byte{1}}}}
-	enc := c.encode()
+	enc := encodeStatCache("/d", []known{{"a", stamp{}}, {"a/b", stamp{ino: 1 << 40, sum: [32]byte{1}}}})
 	f.Add(enc[len(statCacheMagic) : len(enc)-4])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// The checksum is made here, so that the fuzzer comes past it.
-		c := &StatCache{dir: "/d"}
 		entries, err := parseStatCache(appendSum(append([]byte(statCacheMagic), b...)), "/d")
 		if err != nil {
 			return
 		}
-		c.entries = entries
-		for p, e := range entries {
-			e.age %= maxAge
-			entries[p] = e
-		}
-		again, err := parseStatCache(c.encode(), "/d")
+		again, err := parseStatCache(encodeStatCache("/d", entries), "/d")
 		if err != nil || len(again) != len(entries) {
 			t.Fatalf("%d entries became %d, %v", len(entries), len(again), err)
 		}

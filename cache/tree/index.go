@@ -61,6 +61,9 @@ func NewIndex(trees ...*Tree) *Index {
 // it is from, counted from the bottom. Symbolic links are not followed. The
 // path "" is the root, which is there even if no layer has it: a directory
 // of mode 0755 owned by 0:0, from layer -1.
+//
+// An entry's Hardlink speaks of its own layer; in the stack that path may be
+// hidden by another file, to which there is no link then.
 func (x *Index) Lookup(path string) (e Entry, layer int, ok bool) {
 	if path == "" {
 		root := x.dirs[""]
