@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"kiln.build/runner/sandbox/cgroup"
 )
@@ -18,10 +17,7 @@ type groups struct {
 	*cgroup.Group
 }
 
-var (
-	groupSystem = sync.OnceValues(cgroup.Detect)
-	groupCount  atomic.Int64
-)
+var groupSystem = sync.OnceValues(cgroup.Detect)
 
 // newGroups makes the control groups of a sandbox.
 func newGroups(s *Spec) (groups, error) {
@@ -31,7 +27,10 @@ func newGroups(s *Spec) (groups, error) {
 	}
 	name := s.CgroupName
 	if name == "" {
-		name = fmt.Sprintf("%d-%d", os.Getpid(), groupCount.Add(1))
+		name = cgroup.NewName()
+		if s.Detached {
+			name += "-detached"
+		}
 	}
 	if name == "." || name == ".." || strings.Contains(name, "/") {
 		return groups{}, fmt.Errorf("control group name %q", name)

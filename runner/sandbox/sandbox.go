@@ -45,8 +45,7 @@ type Command struct {
 	Privileged bool
 
 	// NoNewPrivs keeps setuid programs and file capabilities from giving
-	// rights. It is always set where the sandbox has a seccomp filter but
-	// the caller lacks CAP_SYS_ADMIN.
+	// rights. In a user namespace these are rights in there only.
 	NoNewPrivs bool
 
 	// Seccomp is the system call filter; the zero value is Docker's default

@@ -22,6 +22,10 @@ var box string
 
 func TestMain(m *testing.M) {
 	MaybeInit()
+	if os.Getenv(helperEnv) != "" {
+		runHelper()
+		return
+	}
 	os.Exit(runTests(m))
 }
 

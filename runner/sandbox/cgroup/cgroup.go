@@ -169,7 +169,7 @@ func (h Hierarchy) base(parent string) (string, error) {
 		return filepath.Join(h.Own, "kiln"), nil
 	}
 	if slices.Contains(strings.Split(parent, "/"), "..") {
-		return "", fmt.Errorf("control group parent %q holds ..", parent)
+		return "", fmt.Errorf("control group parent %q has a parent directory in it", parent)
 	}
 	if strings.HasPrefix(parent, "/") {
 		return filepath.Join(h.Mount, parent), nil

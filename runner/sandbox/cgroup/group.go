@@ -125,6 +125,7 @@ func (s *System) create2(g *Group, o Options, want []string) error {
 			return err
 		}
 	}
+	sweep(base)
 	dir := filepath.Join(base, o.Name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -146,6 +147,7 @@ func (g *Group) create1(controller string, h Hierarchy, o Options) error {
 	if err := os.MkdirAll(base, 0o755); err != nil {
 		return err
 	}
+	sweep(base)
 	dir := filepath.Join(base, o.Name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -261,8 +263,8 @@ func (g *Group) Kill() error {
 		for _, pid := range pids {
 			unix.Kill(pid, unix.SIGKILL)
 		}
-		if g.Thaw() != nil {
-			return nil
+		if err := g.Thaw(); err != nil && !errors.Is(err, ErrNoFreezer) {
+			return err
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -106,7 +105,7 @@ func (l *launch) execReaper(file string) error {
 	if err != nil {
 		return fail("start the init", "", err)
 	}
-	envv, err := syscall.SlicePtrFromStrings(append([]string{"GOMAXPROCS=1", "GOGC=off"}, l.Env...))
+	envv, err := syscall.SlicePtrFromStrings(l.Env)
 	if err != nil {
 		return fail("start the init", "", err)
 	}
@@ -114,7 +113,3 @@ func (l *launch) execReaper(file string) error {
 		uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&envv[0])), unix.AT_EMPTY_PATH, 0)
 	return fail("start the init", "", e)
 }
-
-// environ is the command's environment in the reaper: without the two
-// variables that execReaper put first.
-func environ() []string { return os.Environ()[2:] }

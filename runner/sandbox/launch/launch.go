@@ -137,7 +137,9 @@ func Main() {
 // run performs the steps in an order each part of which matters; doc.go of
 // package sandbox tells why. It returns only with an error.
 func (l *launch) run() error {
-	if !l.Join {
+	if l.Join {
+		l.root = unix.AT_FDCWD // the joined root is the working directory
+	} else {
 		if err := l.makeRoot(); err != nil {
 			return err
 		}

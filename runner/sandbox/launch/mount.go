@@ -122,6 +122,9 @@ func newMount(kind string, options []string, flags uint64) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(fsfd)
+	if err := unix.FsconfigSetString(fsfd, "source", kind); err != nil {
+		return -1, err
+	}
 	for _, o := range options {
 		key, value, ok := strings.Cut(o, "=")
 		if ok {

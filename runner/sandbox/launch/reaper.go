@@ -14,7 +14,7 @@ func reap() {
 	unix.CloseOnExec(Conn)
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	attr := &syscall.ProcAttr{Env: environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: true}}
+	attr := &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: true}}
 	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
 		attr.Sys.Foreground, attr.Sys.Ctty = true, 0
 	}

@@ -147,11 +147,20 @@ func (l *launch) ambient() error {
 }
 
 // directory enters the working directory, as the user that the command runs
-// as, and makes sure that it is inside: a name such as /proc/self/fd/7 could
-// lead to the host (CVE-2024-21626).
+// as. A name such as /proc/self/fd/7 could lead to the host
+// (CVE-2024-21626): the kernel is told to follow no link of that kind, and
+// asked afterwards whether the directory is inside.
 func (l *launch) directory() error {
 	const step = "enter the working directory"
-	if err := unix.Chdir(l.Cwd); err != nil {
+	fd, err := openat2(unix.AT_FDCWD, l.Cwd, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err == nil {
+		err = unix.Fchdir(fd)
+		unix.Close(fd)
+	}
+	if err != nil {
 		return fail(step, l.Cwd, err)
 	}
 	var buf [unix.PathMax]byte

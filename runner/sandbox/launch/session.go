@@ -148,11 +148,7 @@ func (l *launch) stdio() error {
 // stays. In a running sandbox the name may stand for something else by now:
 // opening it must not hang, and it is used only if it is what it should be.
 func (l *launch) openNull() (int, error) {
-	root := l.root
-	if l.Join {
-		root = unix.AT_FDCWD // the working directory is the root there
-	}
-	fd, err := openat2(root, "/dev/null", &unix.OpenHow{
+	fd, err := openat2(l.root, "/dev/null", &unix.OpenHow{
 		Flags:   unix.O_RDWR | unix.O_CLOEXEC | unix.O_NOCTTY | unix.O_NONBLOCK,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})

@@ -97,7 +97,6 @@ func run(name string, args []string) error {
 		fmt.Printf("%04o\n", syscall.Umask(0))
 	case "sleep":
 		n, _ := strconv.ParseFloat(args[0], 64)
-		fmt.Println("sleeping")
 		time.Sleep(time.Duration(n * float64(time.Second)))
 	default:
 		return attack(name, args)
