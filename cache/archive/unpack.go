@@ -67,7 +67,9 @@ type Owner struct{ UID, GID int }
 // tree only. Names are taken relative to dir: neither "..", nor absolute
 // names, nor links, nor anything else in the archive leads outside.
 //
-// The stream is read to its end. After an error dir holds anything.
+// The stream is read to its end, in a goroutine that has ended when Unpack
+// returns: a read that blocks must end with ctx. After an error dir holds
+// anything.
 func Unpack(ctx context.Context, r io.Reader, dir string, o UnpackOptions) (*tree.Tree, error) {
 	plain, err := Decompress(ctx, r)
 	if err != nil {
