@@ -182,4 +182,3 @@ func TestIsNoArchive(t *testing.T) {
 		t.Errorf("read error: got %v", err)
 	}
 }
-

@@ -247,4 +247,3 @@ func TestWrongContent(t *testing.T) {
 		t.Errorf("wrong manifest: %v", err)
 	}
 }
-
