@@ -181,6 +181,10 @@ func TestPrivileged(t *testing.T) {
 	output(t, s)
 	s.Args = []string{"/bin/box", "write", "/proc/sys/kernel/hostname", "free"}
 	output(t, s)
+	if _, err := os.Stat("/dev/kmsg"); err == nil {
+		s.Args = []string{"/bin/box", "stat", "/dev/kmsg"}
+		output(t, s)
+	}
 }
 
 func TestFreeze(t *testing.T) {

@@ -3,9 +3,11 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -182,7 +184,21 @@ func (p *plan) complete(s *Spec, g groups) error {
 			p.Readonly = DefaultReadonlyPaths
 		}
 	}
-	for _, d := range s.Devices {
+	if !p.Privileged && !p.UserNamespace && !g.Filters() {
+		// Nothing but these would keep the host's disks from being opened.
+		p.NoDevices = true
+		p.Bounding &^= 1 << unix.CAP_MKNOD
+		p.Caps &^= 1 << unix.CAP_MKNOD
+	}
+	devices := s.Devices
+	if p.Privileged && !p.UserNamespace {
+		all, err := hostDevices()
+		if err != nil {
+			return err
+		}
+		devices = append(all, devices...)
+	}
+	for _, d := range devices {
 		dev, err := device(d)
 		if err != nil {
 			return err
@@ -197,6 +213,38 @@ func (p *plan) complete(s *Spec, g groups) error {
 		p.Sysctls = append(p.Sysctls, key+"="+s.Sysctls[name])
 	}
 	return p.mounts(s, g)
+}
+
+// hostDevices lists the devices of this machine but for those that every
+// sandbox has and for terminals, for privileged sandboxes.
+func hostDevices() ([]Device, error) {
+	own := []string{"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
+	var list []Device
+	err := filepath.WalkDir("/dev", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // gone since it was listed
+		}
+		switch {
+		case d.IsDir() && slices.Contains([]string{"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/hugepages"}, name):
+			return fs.SkipDir
+		case d.Type()&fs.ModeDevice == 0, path.Dir(name) == "/dev" && slices.Contains(own, d.Name()):
+			return nil
+		}
+		var st unix.Stat_t
+		if unix.Lstat(name, &st) != nil {
+			return nil
+		}
+		kind := byte('c')
+		if d.Type()&fs.ModeCharDevice == 0 {
+			kind = 'b'
+		}
+		list = append(list, Device{
+			Path: name, Type: kind, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev),
+			Mode: st.Mode & 0o777, UID: int(st.Uid), GID: int(st.Gid),
+		})
+		return nil
+	})
+	return list, err
 }
 
 func device(d Device) (launch.Device, error) {

@@ -300,6 +300,27 @@ func TestDevices(t *testing.T) {
 	refused(t, s)
 }
 
+// Without a group that filters devices none can be made or opened at all.
+func TestDevicesWithoutGroups(t *testing.T) {
+	s := spec(t, "mkchr", "/tmp/mem", "1", "1")
+	if err := unix.Mknod(filepath.Join(s.RootPath, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+	}{{s.Args[1:], 1}, {[]string{"open", "/null"}, 1}, {[]string{"open", "/dev/null"}, 0}} {
+		s.Args = append([]string{"/bin/box"}, c.args...)
+		p, err := start(t.Context(), &s, groups{&Group{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, err := p.Wait(); err != nil || status.Code != c.code {
+			t.Errorf("%q: %+v, %v; want %d", c.args, status, err, c.code)
+		}
+	}
+}
+
 // The mode of the host's null device is beyond reach.
 func TestHostNullDevice(t *testing.T) {
 	before, err := os.Stat("/dev/null")

@@ -183,6 +183,9 @@ func inherit(dir, file string) error {
 	return write(dir, file, strings.TrimSpace(string(b)))
 }
 
+// Filters says whether the group decides which devices may be opened.
+func (g *Group) Filters() bool { return g.filtered || g.V1["devices"] != "" }
+
 // Add moves a process into the group.
 func (g *Group) Add(pid int) error {
 	for _, dir := range g.dirs() {

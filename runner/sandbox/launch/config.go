@@ -41,6 +41,7 @@ type Config struct {
 	Detached         bool
 	Init             int  // the init's own file where the command gets a reaper, else -1
 	UserNamespace    bool // mknod is refused
+	NoDevices        bool // no group filters devices: root and given mounts open none
 	StdinNull        bool
 	StdoutNull       bool
 	StderrNull       bool
@@ -119,6 +120,7 @@ func (c *Config) code(x *codec) {
 	x.bool(&c.Detached)
 	x.int(&c.Init)
 	x.bool(&c.UserNamespace)
+	x.bool(&c.NoDevices)
 	x.bool(&c.StdinNull)
 	x.bool(&c.StdoutNull)
 	x.bool(&c.StderrNull)

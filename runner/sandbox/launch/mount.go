@@ -17,14 +17,9 @@ func (l *launch) openRoot() error {
 		root = fd
 	}
 	l.root = root
-	return fail("make the root private", "", private(root))
-}
-
-// private cuts a mount tree's propagation: mounts made in the sandbox do not
-// show on the host, nor later ones of the host in the sandbox.
-func private(fd int) error {
-	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
+	// Mounts made in the sandbox do not show on the host, nor later ones of
+	// the host in the sandbox.
+	return fail("make the root private", "", l.reshape(root, &Mount{}))
 }
 
 // openMounts opens all mounts, detached. It has to happen while the host's
@@ -58,13 +53,13 @@ func (l *launch) openMounts() ([]int, error) {
 func (l *launch) open(m *Mount) (int, error) {
 	switch m.Kind {
 	case KindFD:
-		return m.FD, reshape(m.FD, m)
+		return m.FD, l.reshape(m.FD, m)
 	case KindBind:
 		fd, err := cloneTree(m.Source, m.Recursive)
 		if err != nil {
 			return -1, fail("", m.Source, err)
 		}
-		return fd, reshape(fd, m)
+		return fd, l.reshape(fd, m)
 	}
 	flags := m.Flags
 	if m.Kind == "tmpfs" {
@@ -86,7 +81,7 @@ func (l *launch) open(m *Mount) (int, error) {
 		if err != nil {
 			return -1, err
 		}
-		return fd, reshape(fd, &b)
+		return fd, l.reshape(fd, &b)
 	case m.Optional && (err == unix.ENODEV || err == unix.EPERM || err == unix.EINVAL || err == unix.EBUSY):
 		return -1, nil
 	}
@@ -104,8 +99,11 @@ func cloneTree(path string, recursive bool) (int, error) {
 // reshape sets flags and propagation of a mount that exists. Below a
 // recursive bind the flags hold as well, so that "read-only" is no promise
 // about the top mount alone.
-func reshape(fd int, m *Mount) error {
+func (l *launch) reshape(fd int, m *Mount) error {
 	attr := &unix.MountAttr{Attr_set: m.Flags}
+	if l.NoDevices {
+		attr.Attr_set |= unix.MOUNT_ATTR_NODEV
+	}
 	switch m.Propagation {
 	case "":
 		attr.Propagation = unix.MS_PRIVATE
