@@ -91,6 +91,57 @@ func TestStdio(t *testing.T) {
 	}
 }
 
+// A command of any user may open its standard output anew.
+func TestStdoutReopened(t *testing.T) {
+	s := spec(t, "write", "/dev/stdout", "anew")
+	s.UID = 1000
+	if got := output(t, s); got != "anew" {
+		t.Errorf("%q", got)
+	}
+}
+
+// Starts that fail, and sandboxes that end, leave nothing in the parent.
+func TestNoDescriptorsLeftInParent(t *testing.T) {
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	s := spec(t, "true")
+	bad := s
+	bad.Args = []string{"/missing"}
+	worse := s
+	worse.Mounts = []Mount{{Target: "/x", Source: "/missing"}}
+	tty := s
+	tty.Terminal = &Size{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	before := 0
+	for i := range 3 {
+		for _, s := range []Spec{s, bad, worse, tty} {
+			p, err := Start(t.Context(), s)
+			if err != nil {
+				continue
+			}
+			if p.Terminal() != nil {
+				p.Terminal().Close()
+			}
+			p.Wait()
+		}
+		if _, err := Start(ctx, s); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v, want canceled", err)
+		}
+		if i == 0 {
+			before = count() // the init's file and the poller stay
+		}
+	}
+	if after := count(); after > before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+}
+
 func TestTerminal(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"size", "33 44"}, {"tty", "/dev/pts/0"}, {"stat /dev/console", "20620 0:5 136:0"},

@@ -252,6 +252,9 @@ func (g *Group) Procs() ([]int, error) {
 func (g *Group) Kill() error {
 	if g.V2 != "" {
 		err := write(g.V2, "cgroup.kill", "1") // since Linux 5.14
+		if errors.Is(err, unix.ENODEV) {
+			return nil // removed meanwhile
+		}
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -123,6 +123,9 @@ func (l *launch) stdio() error {
 		}
 		return nil
 	}
+	if err := l.ownPipes(); err != nil {
+		return fail("give away standard input and output", "", err)
+	}
 	null := -1
 	for fd, is := range [...]bool{l.StdinNull, l.StdoutNull, l.StderrNull} {
 		if !is {
@@ -139,6 +142,27 @@ func (l *launch) stdio() error {
 		}
 		if err := unix.Dup3(null, fd, 0); err != nil {
 			return fail("open /dev/null", "", err)
+		}
+	}
+	return nil
+}
+
+// ownPipes gives pipes to the command's user: servers open /dev/stdout again,
+// which takes the right to the inode (as runc does). Files stay whose they
+// are.
+func (l *launch) ownPipes() error {
+	for fd := range 3 {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		kind := st.Mode & unix.S_IFMT
+		if kind != unix.S_IFIFO && kind != unix.S_IFSOCK || int(st.Uid) == l.UID {
+			continue
+		}
+		// Neither is possible for another's pipe in a user namespace.
+		if err := unix.Fchown(fd, l.UID, -1); err != nil && err != unix.EPERM && err != unix.EINVAL {
+			return err
 		}
 	}
 	return nil
