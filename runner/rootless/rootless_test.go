@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kiln.build/runner/sandbox"
+	"kiln.build/runner/sandbox/initbin"
+	"kiln.build/runner/sandbox/sandboxtest"
 )
 
 // helper is the environment variable that makes the test program a user's
@@ -24,6 +26,10 @@ const helper = "KILN_TEST_HELPER"
 func TestMain(m *testing.M) {
 	sandbox.MaybeInit()
 	mode, arg, _ := strings.Cut(os.Getenv(helper), ":")
+	if err := sandboxtest.Init(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	switch mode {
 	case "":
 		os.Exit(m.Run())
@@ -49,6 +55,15 @@ func TestMain(m *testing.M) {
 			err = runSandbox()
 		}
 		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(9)
+		}
+	case "inner", "outer":
+		run := runInner
+		if mode == "outer" {
+			run = runOuter
+		}
+		if err := run(arg); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(9)
 		}
@@ -89,11 +104,14 @@ func asUser(t *testing.T, mode string, ids bool) (string, error) {
 	if err := os.WriteFile(exe, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "init"), initbin.Program, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = []string{helper + "=" + mode, "TMPDIR=" + dir, "PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{helper + "=" + mode, "TMPDIR=" + dir, sandboxtest.File + "=" + filepath.Join(dir, "init"), "PATH=" + os.Getenv("PATH")}
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	if ids {

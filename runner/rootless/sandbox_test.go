@@ -7,10 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"kiln.build/runner/sandbox"
+	"kiln.build/runner/sandbox/sandboxtest"
 )
 
 // runSandbox is the helper program that runs the box from the sandbox's
@@ -49,7 +51,88 @@ func runSandbox() error {
 	return nil
 }
 
-func testSandbox(t *testing.T, ids bool) []string {
+// runInner enters and starts a sandbox that sleeps; its pid goes to standard
+// output.
+func runInner(box string) error {
+	if _, err := Enter(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll("root/bin", 0o755); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(box)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile("root/bin/box", b, 0o755); err != nil {
+		return err
+	}
+	p, err := sandbox.Start(context.Background(), sandbox.Spec{
+		RootPath: "root", Command: sandbox.Command{Args: []string{"/bin/box", "sleep", "1000"}},
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Println(p.PID())
+	_, err = p.Wait()
+	return err
+}
+
+// runOuter is an ordinary user's process that executes a command in the
+// sandbox of another one's namespace, as "kiln exec" does.
+func runOuter(box string) error {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), helper+"=inner:"+box)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"id"}, {"caps"}, {"cat", "/proc/1/cmdline"}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		p, err := sandbox.Exec(context.Background(), pid, sandbox.Command{
+			Args: append([]string{"/bin/box"}, args...), Stdout: w, Stderr: w,
+		})
+		w.Close()
+		if err != nil {
+			return err
+		}
+		var text bytes.Buffer
+		text.ReadFrom(r)
+		r.Close()
+		status, err := p.Wait()
+		fmt.Println(status.Code, err, strings.Join(strings.Fields(strings.ReplaceAll(text.String(), "\x00", " ")), " "))
+	}
+	return nil
+}
+
+func TestExecFromOutside(t *testing.T) {
+	for _, ids := range []bool{true, false} {
+		got := testSandbox(t, "outer", ids)
+		want := []string{
+			"0 <nil> 0 0 []",
+			"0 <nil> CapInh: 0000000000000000 CapPrm: 00000000a80425fb CapEff: 00000000a80425fb CapBnd: 00000000a80425fb CapAmb: 0000000000000000 NoNewPrivs: 0 Seccomp: 2",
+			"0 <nil> /bin/box sleep 1000",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("range of ids %v:\n got %q\nwant %q", ids, got, want)
+		}
+	}
+}
+
+func testSandbox(t *testing.T, mode string, ids bool) []string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "rootless-box")
 	if err != nil {
@@ -60,12 +143,10 @@ func testSandbox(t *testing.T, ids bool) []string {
 		t.Fatal(err)
 	}
 	box := filepath.Join(dir, "box")
-	cmd := exec.Command("go", "build", "-o", box, "../sandbox/testdata/box")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the box: %v\n%s", err, out)
+	if err := sandboxtest.Build(box, "kiln.build/runner/sandbox/testdata/box"); err != nil {
+		t.Fatal(err)
 	}
-	out, err := asUser(t, "sandbox:"+box, ids)
+	out, err := asUser(t, mode+":"+box, ids)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +160,7 @@ func TestSandboxInUserNamespace(t *testing.T) {
 		mode Mode
 	}{{"range", true, Range}, {"single", false, Single}} {
 		t.Run(c.name, func(t *testing.T) {
-			lines := testSandbox(t, c.ids)
+			lines := testSandbox(t, "sandbox", c.ids)
 			want := []string{
 				string(c.mode) + " 0 <nil> 0 0 []",
 				string(c.mode) + " 0 <nil> CapInh: 0000000000000000 CapPrm: 00000000a80425fb CapEff: 00000000a80425fb CapBnd: 00000000a80425fb CapAmb: 0000000000000000 NoNewPrivs: 0",

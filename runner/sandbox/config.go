@@ -31,9 +31,9 @@ func (p *plan) file(f *os.File) int {
 	return len(p.files) - 1
 }
 
-// newPlan starts a plan with what concerns the command. Descriptor
-// launch.Conn is conn.
-func newPlan(c *Command, conn, null *os.File) (*plan, error) {
+// newPlan starts a plan with what concerns the command, which may get the
+// capabilities have. Descriptor launch.Conn is that of conn.
+func newPlan(c *Command, conn *conn, have uint64) (*plan, error) {
 	if len(c.Args) == 0 || c.Args[0] == "" {
 		return nil, errors.New("no command")
 	}
@@ -62,12 +62,12 @@ func newPlan(c *Command, conn, null *os.File) (*plan, error) {
 		null *bool
 	}{{c.Stdin, &p.StdinNull}, {c.Stdout, &p.StdoutNull}, {c.Stderr, &p.StderrNull}} {
 		if f.file == nil || c.Terminal != nil {
-			f.file = null
+			f.file = conn.null
 		}
 		*f.null = isNull(f.file)
 		p.file(f.file)
 	}
-	p.file(conn)
+	p.file(conn.theirs)
 	for _, r := range c.Rlimits {
 		n, ok := rlimits[strings.ToLower(strings.TrimPrefix(r.Name, "RLIMIT_"))]
 		if !ok {
@@ -78,7 +78,7 @@ func newPlan(c *Command, conn, null *os.File) (*plan, error) {
 		}
 		p.Rlimits = append(p.Rlimits, launch.Rlimit{Resource: n, Soft: r.Soft, Hard: r.Hard})
 	}
-	return p, p.rights(c)
+	return p, p.rights(c, have)
 }
 
 // isNull says whether f is a null device, which the sandbox gets its own of.
@@ -88,11 +88,7 @@ func isNull(f *os.File) bool {
 }
 
 // rights sets capabilities and filter.
-func (p *plan) rights(c *Command) error {
-	have, err := permitted()
-	if err != nil {
-		return err
-	}
+func (p *plan) rights(c *Command, have uint64) error {
 	names := c.Capabilities
 	if names == nil {
 		names = DefaultCapabilities
@@ -152,7 +148,7 @@ func (p *plan) complete(s *Spec, g groups) error {
 	p.Detached = s.Detached
 	p.CgroupNamespace = !s.Cgroup.Host
 	p.UserNamespace = inUserNamespace() || s.UIDMap != nil
-	p.SetGroups = setgroupsAllowed() || s.UIDMap != nil
+	p.SetGroups = setgroupsAllowed("self") || s.UIDMap != nil
 	for _, j := range []struct {
 		ns *Namespace
 		fd *int

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -52,12 +53,20 @@ func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Proce
 		return nil, err
 	}
 	defer c.close()
-	plan, err := newPlan(cmd, c.theirs, c.null)
+	have, err := permitted()
+	if err != nil {
+		return nil, err
+	}
+	if !same {
+		// Whoever joins a user namespace of theirs has all in there.
+		have = 1<<len(capabilities) - 1
+	}
+	plan, err := newPlan(cmd, c, have)
 	if err != nil {
 		return nil, err
 	}
 	plan.Join = true
-	plan.SetGroups = !same || setgroupsAllowed()
+	plan.SetGroups = setgroupsAllowed(strconv.Itoa(pid))
 	child, err := join(int(target.Fd()), !same, plan.files)
 	if err != nil {
 		return nil, err

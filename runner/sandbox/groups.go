@@ -102,9 +102,9 @@ var inUserNamespace = sync.OnceValue(func() bool {
 	return err == nil && !(len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == strconv.FormatInt(1<<32-1, 10))
 })
 
-// setgroupsAllowed says whether setgroups may be called: not where a user
-// mapped a single id.
-var setgroupsAllowed = sync.OnceValue(func() bool {
-	b, err := os.ReadFile("/proc/self/setgroups")
+// setgroupsAllowed says whether setgroups may be called in the user namespace
+// of the process pid ("self" for ours): not where a user mapped a single id.
+func setgroupsAllowed(pid string) bool {
+	b, err := os.ReadFile("/proc/" + pid + "/setgroups")
 	return err != nil || strings.TrimSpace(string(b)) == "allow"
-})
+}

@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"kiln.build/runner/sandbox/initbin"
+	"kiln.build/runner/sandbox/sandboxtest"
 )
 
 // box is the path of the static program from testdata/box.
@@ -37,32 +36,19 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	box = filepath.Join(dir, "box")
-	if err := build(box, "./testdata/box"); err != nil {
+	if err := sandboxtest.Build(box, "./testdata/box"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if race && len(initbin.Program) == 0 {
-		file := filepath.Join(dir, "init")
-		if err := build(file, "./init"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		if initbin.Program, err = os.ReadFile(file); err != nil {
+	// Without the race detector the test program is static, and so covers
+	// being executed again.
+	if race {
+		if err := sandboxtest.Init(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 	}
 	return m.Run()
-}
-
-// build builds a static program.
-func build(file, pkg string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", file, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
-	}
-	return nil
 }
 
 func needRoot(t testing.TB) {

@@ -41,7 +41,11 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 		return nil, err
 	}
 	defer c.close()
-	plan, err := newPlan(&s.Command, c.theirs, c.null)
+	have, err := permitted()
+	if err != nil {
+		return nil, err
+	}
+	plan, err := newPlan(&s.Command, c, have)
 	if err != nil {
 		return nil, err
 	}

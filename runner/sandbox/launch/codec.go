@@ -9,6 +9,7 @@ import (
 // serves both directions, so what is written and what is read cannot differ:
 // numbers are 8 bytes little endian, strings and lists have their length
 // first. Init and parent are always of the same build, hence no versions.
+// Writing changes nothing: what is written may be shared.
 type codec struct {
 	b      []byte
 	decode bool
@@ -33,13 +34,17 @@ func (c *codec) u64(v *uint64) {
 func (c *codec) u32(v *uint32) {
 	x := uint64(*v)
 	c.u64(&x)
-	*v = uint32(x)
+	if c.decode {
+		*v = uint32(x)
+	}
 }
 
 func (c *codec) int(v *int) {
 	x := uint64(*v)
 	c.u64(&x)
-	*v = int(x)
+	if c.decode {
+		*v = int(x)
+	}
 }
 
 func (c *codec) bool(v *bool) {
@@ -48,7 +53,9 @@ func (c *codec) bool(v *bool) {
 		x = 1
 	}
 	c.u64(&x)
-	*v = x != 0
+	if c.decode {
+		*v = x != 0
+	}
 }
 
 func (c *codec) bytes(v *[]byte) {
@@ -72,7 +79,9 @@ func (c *codec) string(v *string) {
 		b = []byte(*v)
 	}
 	c.bytes(&b)
-	*v = string(b)
+	if c.decode {
+		*v = string(b)
+	}
 }
 
 func (c *codec) strings(v *[]string) { list(c, v, (*codec).string) }

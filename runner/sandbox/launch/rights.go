@@ -42,6 +42,11 @@ func (l *launch) drop() error {
 	} else if err := l.filter(); err != nil {
 		return err
 	}
+	have, err := getCaps()
+	if err != nil {
+		return fail("read capabilities", "", err)
+	}
+	l.Caps, l.Ambient = l.Caps&have, l.Ambient&have
 	if err := setCaps(l.Caps, l.Ambient); err != nil {
 		return fail("set capabilities", "", err)
 	}
