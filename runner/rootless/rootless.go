@@ -71,7 +71,8 @@ func modeOf(uidMap string, entered bool) Mode {
 // it is not root: it executes the program again in there, passes signals on,
 // and exits with its exit status. It returns where there is nothing to do,
 // and with an error that says what to do where the machine refuses. It has to
-// be called before the program has done anything else.
+// be called before the program has done anything else, but after
+// sandbox.MaybeInit.
 func Enter() (Mode, error) {
 	if mode := Current(); mode != None {
 		return mode, nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -174,7 +175,7 @@ func (p *plan) complete(s *Spec, g groups) error {
 	if !s.Privileged {
 		p.Masked, p.Readonly = s.MaskedPaths, s.ReadonlyPaths
 		if p.Masked == nil {
-			p.Masked = DefaultMaskedPaths
+			p.Masked = append(slices.Clone(DefaultMaskedPaths), thermalPaths()...)
 		}
 		if p.Readonly == nil {
 			p.Readonly = DefaultReadonlyPaths
@@ -210,6 +211,13 @@ func (p *plan) complete(s *Spec, g groups) error {
 	}
 	return p.mounts(s, g)
 }
+
+// thermalPaths are the counters of each processor's throttling, which docker
+// masks as well: they tell what others are doing.
+var thermalPaths = sync.OnceValue(func() []string {
+	paths, _ := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle") // the pattern is well formed
+	return paths
+})
 
 // hostDevices lists the devices of this machine but for those that every
 // sandbox has and for terminals, for privileged sandboxes.

@@ -52,15 +52,20 @@ func startHelper(t *testing.T, name string, args ...string) (*exec.Cmd, io.Reade
 	return cmd, out
 }
 
-// mapsWithoutPtrace tries to read a process's memory map on a thread that
-// lacks CAP_SYS_PTRACE and CAP_DAC_OVERRIDE, and returns what it got.
-func mapsWithoutPtrace(t *testing.T, pid int) string {
+// mapsAsSandbox tries to read a process's memory map on a thread with the
+// default capabilities, and returns what it got.
+func mapsAsSandbox(t *testing.T, pid int) string {
 	t.Helper()
 	got := make(chan string)
 	go func() {
 		runtime.LockOSThread() // and end with the thread
+		mask, err := capMask(DefaultCapabilities)
+		if err != nil {
+			got <- err.Error()
+			return
+		}
 		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var data [2]unix.CapUserData
+		data := [2]unix.CapUserData{{Effective: uint32(mask), Permitted: uint32(mask)}}
 		if err := unix.Capset(&head, &data[0]); err != nil {
 			got <- err.Error()
 			return

@@ -140,7 +140,8 @@ type Spec struct {
 
 	// Init runs a minimal init as process 1, which starts the command,
 	// forwards signals and reaps what is orphaned. Without it the command is
-	// process 1.
+	// process 1. The command's soft limit on open files is then the hard one,
+	// as for every Go program, unless Rlimits has it.
 	Init bool
 
 	// Detached lets the sandbox outlive its parent process; else it is
