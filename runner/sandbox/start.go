@@ -295,8 +295,7 @@ func (c *conn) close() {
 
 // configure sends the configuration.
 func (c *conn) configure(p *plan) error {
-	b := p.Encode()
-	_, err := c.ours.Write(append(binary.LittleEndian.AppendUint64(make([]byte, 0, len(b)+8), uint64(len(b))), b...))
+	_, err := c.ours.Write(p.Encode())
 	// An init that has ended says why, or its status does.
 	if err != nil && !errors.Is(err, unix.EPIPE) {
 		return fmt.Errorf("configure the sandbox's init: %w", err)

@@ -8,7 +8,8 @@ import (
 // codec moves values between a Config and its bytes. One method per kind
 // serves both directions, so what is written and what is read cannot differ:
 // numbers are 8 bytes little endian, strings and lists have their length
-// first. Init and parent are always of the same build, hence no versions.
+// first. Init and parent are always of the same build, hence no versions; see
+// layout.
 // Writing changes nothing: what is written may be shared.
 type codec struct {
 	b      []byte
@@ -102,14 +103,26 @@ func list[T any](c *codec, v *[]T, f func(*codec, *T)) {
 	}
 }
 
-// Encode returns the bytes of c.
-func (c *Config) Encode() []byte {
-	x := &codec{b: make([]byte, 0, 16<<10)}
+// layout changes with the fields of a Config. It catches an embedded init
+// that was not built again after a change: read by another order of fields a
+// configuration would be another sandbox.
+func layout() uint64 {
+	x := &codec{}
+	c := &Config{Mounts: make([]Mount, 1), Devices: make([]Device, 1), Rlimits: make([]Rlimit, 1)}
 	c.code(x)
+	return uint64(len(x.b))
+}
+
+// Encode returns the bytes of c, after their layout and length.
+func (c *Config) Encode() []byte {
+	x := &codec{b: make([]byte, 16, 16<<10)}
+	c.code(x)
+	binary.LittleEndian.PutUint64(x.b, layout())
+	binary.LittleEndian.PutUint64(x.b[8:], uint64(len(x.b)-16))
 	return x.b
 }
 
-// decodeConfig is the reverse of Encode.
+// decodeConfig is the reverse of Encode, without layout and length.
 func decodeConfig(b []byte) (*Config, error) {
 	x := &codec{b: b, decode: true}
 	c := &Config{}

@@ -35,7 +35,7 @@ func fill(v reflect.Value) {
 func TestConfigArrives(t *testing.T) {
 	var c Config
 	fill(reflect.ValueOf(&c).Elem())
-	got, err := decodeConfig(c.Encode())
+	got, err := decodeConfig(c.Encode()[16:])
 	if err != nil || !reflect.DeepEqual(*got, c) {
 		t.Errorf("got %+v, error %v\nwant %+v", got, err, c)
 	}
@@ -53,7 +53,7 @@ func TestMessageArrives(t *testing.T) {
 func TestTruncated(t *testing.T) {
 	var c Config
 	fill(reflect.ValueOf(&c).Elem())
-	b := c.Encode()
+	b := c.Encode()[16:]
 	for n := range b {
 		if _, err := decodeConfig(b[:n]); err == nil {
 			t.Fatalf("%d of %d bytes were accepted", n, len(b))
@@ -78,13 +78,13 @@ func FuzzDecodeMessage(f *testing.F) {
 }
 
 func FuzzDecodeConfig(f *testing.F) {
-	f.Add((&Config{Args: []string{"a"}}).Encode())
+	f.Add((&Config{Args: []string{"a"}}).Encode()[16:])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := decodeConfig(b)
 		if err != nil {
 			return
 		}
-		if x := c.Encode(); len(x) != len(b) {
+		if x := c.Encode()[16:]; len(x) != len(b) {
 			t.Errorf("%d bytes, then %d", len(b), len(x))
 		}
 	})

@@ -217,13 +217,16 @@ func (l *launch) makeRoot() error {
 	return nil
 }
 
-// receive reads the configuration: its length, then its bytes.
+// receive reads the configuration: its layout and length, then its bytes.
 func receive() (*Config, error) {
-	var head [8]byte
+	var head [16]byte
 	if err := readFull(head[:]); err != nil {
 		return nil, fail("read the configuration", "", err)
 	}
-	n := binary.LittleEndian.Uint64(head[:])
+	if binary.LittleEndian.Uint64(head[:]) != layout() {
+		return nil, &failure{step: "read the configuration", text: "the embedded init is of another build: make it again"}
+	}
+	n := binary.LittleEndian.Uint64(head[8:])
 	if n > 64<<20 {
 		return nil, fail("read the configuration", "", errTruncated)
 	}
