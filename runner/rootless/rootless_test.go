@@ -111,7 +111,7 @@ func asUser(t *testing.T, mode string, ids bool) (string, error) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = []string{helper + "=" + mode, "TMPDIR=" + dir, sandboxtest.File + "=" + filepath.Join(dir, "init"), "PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{"GORACE=atexit_sleep_ms=0", helper + "=" + mode, "TMPDIR=" + dir, sandboxtest.File + "=" + filepath.Join(dir, "init"), "PATH=" + os.Getenv("PATH")}
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	if ids {
