@@ -32,7 +32,7 @@ func Format(target *solver.Vertex) string {
 		n := len(numbers) + 1
 		numbers[v] = n
 		fmt.Fprintf(&b, "v%d", n)
-		if v.Step != nil {
+		if v.Step != nil && v.Step.Name != "" {
 			fmt.Fprintf(&b, " %q", v.Step.Name)
 		}
 		if v.Volatile {

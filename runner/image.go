@@ -201,5 +201,10 @@ func (r *Runner) tar(ctx context.Context, o op.Tar) (solver.Result, error) {
 	if err != nil {
 		return solver.Result{}, fmt.Errorf("%s: %w", o.Path, err)
 	}
+	// It is unpacked in every build: the archive's own time keeps the image
+	// the same while the archive is.
+	if fi, err := f.Stat(); err == nil {
+		l.Created = fi.ModTime().UTC()
+	}
 	return stack([]solver.Layer{l}), nil
 }

@@ -108,8 +108,11 @@ func (c *localContext) openat(p string, flags uint64) (*os.File, error) {
 	if p == "" {
 		p = "."
 	}
+	if flags&unix.O_PATH == 0 {
+		flags |= unix.O_NONBLOCK // a fifo must not hold the build up
+	}
 	fd, err := unix.Openat2(int(c.dir.Fd()), p, &unix.OpenHow{
-		Flags:   flags | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOFOLLOW,
+		Flags:   flags | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {

@@ -215,7 +215,7 @@ func (k *picker) source(src string) error {
 func (k *picker) withParents(src string) error {
 	pivot := ""
 	if i := strings.Index("/"+src, "/./"); i >= 0 {
-		pivot = strings.Trim(path.Clean("/" + src[:i]), "/")
+		pivot = strings.Trim(path.Clean("/"+src[:i]), "/")
 	}
 	clean := strings.TrimPrefix(path.Clean("/"+src), "/")
 	matches := []string{clean}

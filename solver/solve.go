@@ -30,7 +30,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	if e.Vertex.Step != nil {
+	if e.Vertex.Step != nil && e.Vertex.Step.Name != "" {
 		return e.Vertex.Step.Name + ": " + e.Err.Error()
 	}
 	return e.Err.Error()
@@ -129,7 +129,7 @@ func plan(targets []*Vertex) (order, roots []*node, err error) {
 			def := definition(v, op, func(d *Vertex) digest.Digest { return definitions[index[d]] })
 			if i, ok := byDefinition[def]; ok {
 				index[v] = i
-				if order[i].v.Step == nil && v.Step != nil {
+				if s := order[i].v.Step; v.Step != nil && (s == nil || s.Name == "") {
 					order[i].v = v // show the work under a name if any equal vertex has one
 				}
 				continue

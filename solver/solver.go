@@ -58,13 +58,14 @@ type Vertex struct {
 	// result (--no-cache). The result is saved as usual.
 	Fresh bool
 
-	// Step tells how the vertex is shown to people; nil hides it.
+	// Step tells how the vertex is shown to people and where it comes from;
+	// nil hides it.
 	Step *Step
 }
 
 // Step describes a vertex for people. It never influences results.
 type Step struct {
-	Name     string // as in "[build 2/5] RUN make"
+	Name     string // as in "[build 2/5] RUN make"; empty hides it
 	Location Location
 }
 

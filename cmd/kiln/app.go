@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"kiln.build/runner/rootless"
 )
 
 // app is what the commands share: the terminal's streams and the place of
@@ -50,11 +51,11 @@ func exitCode(err error) int {
 }
 
 // defaultRoot is where the store lies if nothing else is said.
-func defaultRoot(getenv func(string) string, uid int) string {
+func defaultRoot(getenv func(string) string, root bool) string {
 	if dir := getenv("KILN_ROOT"); dir != "" {
 		return dir
 	}
-	if uid == 0 {
+	if root {
 		return "/var/lib/kiln"
 	}
 	if dir := getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
@@ -74,7 +75,8 @@ func (a *app) command() *cobra.Command {
 	c.SetIn(a.stdin)
 	c.SetOut(a.stdout)
 	c.SetErr(a.stderr)
-	c.PersistentFlags().StringVar(&a.root, "root", defaultRoot(os.Getenv, os.Geteuid()), "the store's folder (KILN_ROOT)")
+	c.PersistentFlags().StringVar(&a.root, "root", defaultRoot(os.Getenv, rootless.Current() == rootless.Root), "the store's folder (KILN_ROOT)")
+	c.AddCommand(a.buildCommand())
 	c.AddCommand(a.imageCommands()...)
 	c.AddCommand(a.containerCommands()...)
 	return c

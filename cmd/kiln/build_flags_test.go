@@ -103,7 +103,10 @@ func TestBuildFlagValues(t *testing.T) {
 		func() error { _, err := (&buildFlags{network: "host"}).entitlements(); return err },
 		func() error { _, err := (&buildFlags{network: "bridge9"}).entitlements(); return err },
 		func() error { _, err := (&buildFlags{allow: []string{"all"}}).entitlements(); return err },
-		func() error { _, err := (&buildFlags{platforms: []string{"no/such/plat/form"}}).targetPlatforms(); return err },
+		func() error {
+			_, err := (&buildFlags{platforms: []string{"no/such/plat/form"}}).targetPlatforms()
+			return err
+		},
 		func() error { _, err := (&buildFlags{contextModes: "some"}).gitModes(); return err },
 		func() error { _, err := (&buildFlags{sourceDateTime: "today"}).epoch(); return err },
 		func() error { _, err := (&buildFlags{jobs: -1}).jobCount(); return err },
@@ -124,17 +127,17 @@ func TestDefaultRoot(t *testing.T) {
 	env := func(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
 	for _, test := range []struct {
 		env  map[string]string
-		uid  int
+		root bool
 		want string
 	}{
-		{map[string]string{"KILN_ROOT": "/x"}, 0, "/x"},
-		{nil, 0, "/var/lib/kiln"},
-		{map[string]string{"HOME": "/home/u"}, 1000, "/home/u/.local/share/kiln"},
-		{map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "/d"}, 1000, "/d/kiln"},
-		{map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "relative"}, 1000, "/home/u/.local/share/kiln"},
+		{map[string]string{"KILN_ROOT": "/x"}, true, "/x"},
+		{nil, true, "/var/lib/kiln"},
+		{map[string]string{"HOME": "/home/u"}, false, "/home/u/.local/share/kiln"},
+		{map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "/d"}, false, "/d/kiln"},
+		{map[string]string{"HOME": "/home/u", "XDG_DATA_HOME": "relative"}, false, "/home/u/.local/share/kiln"},
 	} {
-		if got := defaultRoot(env(test.env), test.uid); got != test.want {
-			t.Errorf("defaultRoot(%v, %d) = %q, want %q", test.env, test.uid, got, test.want)
+		if got := defaultRoot(env(test.env), test.root); got != test.want {
+			t.Errorf("defaultRoot(%v, %t) = %q, want %q", test.env, test.root, got, test.want)
 		}
 	}
 }

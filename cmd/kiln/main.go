@@ -7,9 +7,12 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"kiln.build/runner/sandbox"
 )
 
 func main() {
+	sandbox.MaybeInit() // does not return where this process is to become a sandbox
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	err := a.command().ExecuteContext(ctx)

@@ -72,7 +72,7 @@ type steps struct {
 
 // of returns the step of an event, or nil for a hidden vertex.
 func (s *steps) of(e solver.Event) *step {
-	if e.Vertex == nil || e.Vertex.Step == nil {
+	if e.Vertex == nil || e.Vertex.Step == nil || e.Vertex.Step.Name == "" {
 		return nil
 	}
 	st, ok := s.byVertex[e.Vertex]

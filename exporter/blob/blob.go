@@ -154,8 +154,25 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 			// The step that made it runs again in the next build.
 			return Blob{}, errors.Join(err, m.Store.Invalidate(l.Digest))
 		}
+		if err == nil && !opaque(t) {
+			// So that the archive is never unpacked where it was made. Not
+			// to remember it costs time later, and nothing now.
+			l.Origin = nil
+			_ = m.Store.Save(ctx, cache.UnpackAction(diffID), solver.Result{Digest: l.Digest, Layers: []solver.Layer{l}})
+		}
 		return Blob{Descriptor: desc, DiffID: diffID}, err
 	})
+}
+
+// opaque reports whether a layer hides what is below some directory, which
+// its archive says by naming what there was: over another base the two differ.
+func opaque(t *tree.Tree) bool {
+	for i := range t.Entries {
+		if t.Entries[i].Opaque {
+			return true
+		}
+	}
+	return false
 }
 
 // dependsOnLower reports whether the tar stream of a layer is shaped by what

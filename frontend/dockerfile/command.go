@@ -267,6 +267,7 @@ func (b *build) workdir(s *stage, c *instructions.WorkdirCommand, trigger bool) 
 	dest := &solver.Vertex{
 		Op:     op.Dest{Path: dir, Owner: s.image.Config.User, OwnerIsUser: true, Mkdir: true},
 		Inputs: []*solver.Vertex{s.root},
+		Step:   &solver.Step{Location: step.Location},
 	}
 	s.root = &solver.Vertex{
 		Op: op.Mkdir{Path: dir}, Inputs: []*solver.Vertex{dest}, Below: s.root,

@@ -58,6 +58,7 @@ func (b *build) add(s *stage, c *instructions.AddCommand, trigger bool) error {
 // destination, and the copy itself.
 func (b *build) transfer(s *stage, t transfer) error {
 	step := b.shown(s, t.text, t.cmd.Location(), t.trigger)
+	hidden := &solver.Step{Location: step.Location}
 	dst := t.DestPath
 	slash := dst == "" || dst == "." || strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, "/.")
 	if !path.IsAbs(dst) {
@@ -74,7 +75,7 @@ func (b *build) transfer(s *stage, t transfer) error {
 	if err := checkChmod(t.chmod); err != nil {
 		return err
 	}
-	sels, using, err := b.selections(s, t)
+	sels, using, err := b.selections(s, t, hidden)
 	if err != nil {
 		return err
 	}
@@ -84,6 +85,7 @@ func (b *build) transfer(s *stage, t transfer) error {
 	}
 	dest := &solver.Vertex{
 		Op:     op.Dest{Path: dst, Owner: t.chown},
+		Step:   hidden,
 		Inputs: append([]*solver.Vertex{root}, sels...),
 	}
 	s.root = &solver.Vertex{
@@ -100,7 +102,7 @@ func (b *build) transfer(s *stage, t transfer) error {
 
 // selections are the vertices that choose a transfer's files, and where each
 // was chosen from.
-func (b *build) selections(s *stage, t transfer) (sels, using []*solver.Vertex, err error) {
+func (b *build) selections(s *stage, t transfer, hidden *solver.Step) (sels, using []*solver.Vertex, err error) {
 	if len(t.SourcePaths) > 0 {
 		sel := op.Select{Sources: t.SourcePaths, Parents: t.parents, Exclude: t.exclude}
 		src := source{context: MainContext}
@@ -108,13 +110,14 @@ func (b *build) selections(s *stage, t transfer) (sels, using []*solver.Vertex, 
 			src = s.refs[t.from]
 		}
 		if stack := b.stack(src); stack != nil {
-			sels = append(sels, &solver.Vertex{Op: sel, Inputs: []*solver.Vertex{stack}})
+			sels = append(sels, &solver.Vertex{Op: sel, Inputs: []*solver.Vertex{stack}, Step: hidden})
 			using = append(using, stack)
 		} else {
 			if src.context == MainContext {
 				b.checkIgnored(t)
 			}
 			v := b.selectLocal(src.context, sel)
+			v.Step = hidden
 			sels = append(sels, v)
 			using = append(using, v)
 		}

@@ -236,6 +236,7 @@ func (b *build) bindFrom(s *stage, v *solver.Vertex, exec *op.Exec, om op.Mount,
 		return nil
 	}
 	sel := b.selectLocal(src.context, op.Select{Sources: []string{from}, Whole: true})
+	sel.Step = &solver.Step{Location: v.Step.Location}
 	om.Input, om.Using = len(v.Inputs), len(v.Using)
 	v.Inputs = append(v.Inputs, sel)
 	v.Using = append(v.Using, sel)
@@ -248,6 +249,7 @@ func (b *build) bind(v *solver.Vertex, exec *op.Exec, om op.Mount, stack *solver
 	om.Input, om.Using = len(v.Inputs), len(v.Using)
 	v.Inputs = append(v.Inputs, &solver.Vertex{
 		Op: op.Select{Sources: []string{from}, Whole: true}, Inputs: []*solver.Vertex{stack},
+		Step: &solver.Step{Location: v.Step.Location},
 	})
 	v.Using = append(v.Using, stack)
 	exec.Mounts = append(exec.Mounts, om)

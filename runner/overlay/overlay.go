@@ -78,7 +78,12 @@ func mount(o Options) (*os.File, error) {
 			return nil, err
 		}
 	}
-	options := [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}}
+	options := [][2]string{{"index", "off"}}
+	initial := initialUserNamespace()
+	if initial {
+		// With userxattr both are off, and naming them is an error.
+		options = append(options, [2]string{"redirect_dir", "off"}, [2]string{"metacopy", "off"})
+	}
 	if o.Upper != "" {
 		options = append(options, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})
 	}
@@ -91,7 +96,7 @@ func mount(o Options) (*os.File, error) {
 	if o.Upper != "" {
 		flags = append(flags, "volatile")
 	}
-	if !initialUserNamespace() {
+	if !initial {
 		flags = append(flags, "userxattr")
 	}
 	for _, flag := range flags {

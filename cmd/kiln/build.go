@@ -1,0 +1,532 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/term"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"kiln.build/cache"
+	"kiln.build/cache/registry"
+	"kiln.build/exporter"
+	"kiln.build/exporter/images"
+	"kiln.build/frontend"
+	"kiln.build/frontend/dockerfile"
+	"kiln.build/runner"
+	"kiln.build/solver"
+)
+
+func (a *app) buildCommand() *cobra.Command {
+	var f buildFlags
+	c := &cobra.Command{
+		Use:     "build [flags] PATH | -",
+		Aliases: []string{"b"},
+		Short:   "Build an image from a Dockerfile",
+		Long: `Build an image from a Dockerfile and the files in PATH.
+
+Steps whose command and inputs have not changed are taken from the cache.
+Without --output the image is kept in the local store. With "-" the Dockerfile
+is read from standard input and there are no files.
+
+Exit status: 0 if everything was built and exported, 1 if not.`,
+		Example: `  kiln build -t hello .
+  kiln build -t hello -f docker/Dockerfile --target test --build-arg VERSION=2 .
+  kiln build --platform linux/amd64,linux/arm64 -t registry.example.com/hello:1 --push .
+  kiln build -o out .                      # the root file system, as files in out/
+  kiln build -o type=oci,dest=hello.tar .  # an image for other tools`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.build(c.Context(), &f, args[0])
+		},
+	}
+	f.register(c.Flags())
+	return c
+}
+
+// buildInput is what a build reads before anything is solved.
+type buildInput struct {
+	dockerfile []byte
+	name       string // of the Dockerfile, for messages
+	dir        string // of the main context
+	ignore     []string
+	ignoreFile string
+	contexts   map[string]namedContext
+}
+
+// readInput finds the Dockerfile and the contexts.
+func (a *app) readInput(f *buildFlags, path string) (*buildInput, error) {
+	in := &buildInput{name: "Dockerfile", dir: path}
+	var err error
+	if in.contexts, err = parseContexts(f.contexts); err != nil {
+		return nil, err
+	}
+	if strings.Contains(path, "://") || strings.HasPrefix(path, "git@") {
+		return nil, fmt.Errorf("context %s: must be a folder, or - for a Dockerfile on standard input", path)
+	}
+	if path == "-" {
+		if f.file != "" {
+			return nil, errors.New("the Dockerfile is read from standard input: --file cannot be used with -")
+		}
+		in.dir, in.name = "", "-"
+	} else if fi, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("build context: %w", err)
+	} else if !fi.IsDir() {
+		return nil, fmt.Errorf("build context %s is not a folder", path)
+	}
+	if path == "-" || f.file == "-" {
+		in.name = "-"
+		in.dockerfile, err = readDockerfile(a.stdin)
+	} else {
+		in.dockerfile, in.name, err = findDockerfile(f.file, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if in.dir != "" {
+		beside := in.name
+		if beside == "-" {
+			beside = ""
+		}
+		if in.ignore, in.ignoreFile, err = dockerfile.ReadIgnore(in.dir, beside); err != nil {
+			return nil, err
+		}
+	}
+	if dir, err := os.Getwd(); err == nil && filepath.IsAbs(in.name) {
+		if rel, err := filepath.Rel(dir, in.name); err == nil && !strings.HasPrefix(rel, "..") {
+			in.name = rel
+		}
+	}
+	return in, nil
+}
+
+// readDockerfile reads a Dockerfile from standard input; a tar there would be
+// a context, which is told apart by its magic number.
+func readDockerfile(r io.Reader) ([]byte, error) {
+	b := bufio.NewReader(r)
+	head, err := b.Peek(262)
+	if err == nil && bytes.Equal(head[257:262], []byte("ustar")) || bytes.HasPrefix(head, []byte{0x1f, 0x8b}) {
+		return nil, errors.New("standard input is an archive: unpack it and name the folder")
+	}
+	return io.ReadAll(b)
+}
+
+// findDockerfile reads the file that --file names, relative to the current
+// folder, or the one in the context.
+func findDockerfile(file, dir string) (text []byte, name string, err error) {
+	name = file
+	if name == "" {
+		name = filepath.Join(dir, "Dockerfile")
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			if lower := filepath.Join(dir, "dockerfile"); exists(lower) {
+				name = lower
+			}
+		}
+	}
+	text, err = os.ReadFile(name)
+	if err != nil {
+		return nil, "", fmt.Errorf("read Dockerfile: %w", err)
+	}
+	return text, name, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// builder is one build on its way.
+type builder struct {
+	app       *app
+	flags     *buildFlags
+	in        *buildInput
+	store     *cache.Store
+	runner    *runner.Runner
+	outputs   []exporter.Output
+	platforms []ocispecs.Platform
+	display   display
+}
+
+func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error) {
+	b := &builder{app: a, flags: f}
+	// Everything that can be wrong with the words is said before any work.
+	if b.platforms, err = f.targetPlatforms(); err != nil {
+		return err
+	}
+	if b.outputs, err = f.parseOutputs(); err != nil {
+		return err
+	}
+	mode := f.progress
+	if f.quiet {
+		mode = "quiet"
+	}
+	switch mode {
+	case "auto", "", "plain", "tty", "quiet", "none":
+	default:
+		return fmt.Errorf("--progress=%q: must be auto, plain, tty, quiet or none", mode)
+	}
+	options, err := f.options()
+	if err != nil {
+		return err
+	}
+	if b.store, err = a.open(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.store.Close()) }()
+	if b.in, err = a.readInput(f, path); err != nil {
+		return err
+	}
+	if b.runner, err = b.newRunner(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.runner.Close()) }()
+	if b.display, err = newDisplay(mode, a.stderr); err != nil {
+		return err
+	}
+	built, warnings, err := b.solve(ctx, options)
+	b.display.Close(err)
+	if !f.quiet && mode != "none" {
+		printWarnings(a.stderr, warnings, b.in.dockerfile)
+	}
+	if err != nil {
+		return b.explain(err)
+	}
+	return b.export(ctx, built)
+}
+
+// parseOutputs are the outputs that the flags ask for: the local store if
+// they ask for none.
+func (f *buildFlags) parseOutputs() ([]exporter.Output, error) {
+	var all []exporter.Output
+	for _, s := range f.outputs {
+		o, err := exporter.ParseOutput(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, o)
+	}
+	if f.push {
+		all = append(all, exporter.Output{Type: exporter.TypeRegistry})
+	}
+	if f.load || len(all) == 0 {
+		all = append(all, exporter.Output{Type: exporter.TypeImage})
+	}
+	var names []string
+	for _, t := range f.tags {
+		ref, err := registry.ParseReference(t)
+		if err != nil {
+			return nil, err
+		}
+		if ref.Digest != "" {
+			return nil, fmt.Errorf("--tag=%s: a tag cannot have a digest", t)
+		}
+		names = append(names, ref.String())
+	}
+	for i := range all {
+		if len(all[i].Names) == 0 {
+			all[i].Names = names
+		}
+		for _, s := range f.annotations {
+			more, err := exporter.ParseAnnotation(s)
+			if err != nil {
+				return nil, err
+			}
+			all[i].Annotations = append(all[i].Annotations, more...)
+		}
+		if all[i].Type == exporter.TypeRegistry && len(all[i].Names) == 0 {
+			return nil, errors.New("pushing needs a name: give --tag")
+		}
+	}
+	return all, nil
+}
+
+// options are the flags in the form that the frontend takes them.
+func (f *buildFlags) options() (o dockerfile.Options, err error) {
+	if o.BuildArgs, err = args("--build-arg", f.buildArgs, os.LookupEnv); err != nil {
+		return o, err
+	}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"} {
+		for _, n := range []string{name, strings.ToLower(name)} {
+			if _, given := o.BuildArgs[n]; given || os.Getenv(n) == "" {
+				continue
+			}
+			o.BuildArgs[n] = os.Getenv(n)
+		}
+	}
+	if o.Labels, err = args("--label", f.labels, nil); err != nil {
+		return o, err
+	}
+	if o.Hosts, err = f.hosts(); err != nil {
+		return o, err
+	}
+	if o.ShmSize, err = bytesFlag("--shm-size", f.shmSize); err != nil {
+		return o, err
+	}
+	if o.Ulimits, err = f.parseUlimits(); err != nil {
+		return o, err
+	}
+	if o.Limits, err = f.limits(); err != nil {
+		return o, err
+	}
+	if o.Allowed, err = f.entitlements(); err != nil {
+		return o, err
+	}
+	if o.GitModes, err = f.gitModes(); err != nil {
+		return o, err
+	}
+	o.Target, o.Network, o.NoCache, o.NoCacheStages = f.target, f.network, f.noCache, f.noCacheFilter
+	return o, nil
+}
+
+func (b *builder) newRunner() (*runner.Runner, error) {
+	r := &runner.Runner{Store: b.store, Contexts: map[string]runner.Context{}}
+	var err error
+	if r.Registry, err = b.app.registry(); err != nil {
+		return nil, err
+	}
+	sources, err := parseSecrets(b.flags.secrets)
+	if err != nil {
+		return nil, err
+	}
+	if r.Secrets, err = readSecrets(sources); err != nil {
+		return nil, err
+	}
+	if r.SSH, err = parseSSH(b.flags.ssh); err != nil {
+		return nil, err
+	}
+	if r.Network, err = b.app.stepNetwork(b.store); err != nil {
+		return nil, err
+	}
+	if b.in.dir != "" {
+		r.Contexts[dockerfile.MainContext] = runner.Context{Dir: b.in.dir, IgnoreFile: b.in.ignoreFile}
+	} else {
+		dir, err := b.store.Scratch("empty-context")
+		if err != nil {
+			return nil, err
+		}
+		r.Contexts[dockerfile.MainContext] = runner.Context{Dir: dir}
+	}
+	for name, c := range b.in.contexts {
+		if c.dir != "" {
+			r.Contexts[name] = runner.Context{Dir: c.dir}
+		}
+	}
+	return r, nil
+}
+
+// resolver adapts the runner's search for images to the frontend.
+type resolver struct {
+	runner *runner.Runner
+	pull   bool
+}
+
+func (r resolver) ResolveImage(ctx context.Context, ref string, p ocispecs.Platform) (*frontend.Image, error) {
+	img, err := r.runner.ResolveImage(ctx, ref, p, r.pull)
+	if err != nil {
+		return nil, err
+	}
+	return &frontend.Image{Ref: img.Ref, Digest: img.Digest, Platform: img.Platform, Config: img.Config, Layers: img.Layers}, nil
+}
+
+// solve lowers the Dockerfile for each platform and solves all in one graph.
+func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.Image, []frontend.Warning, error) {
+	o.Dockerfile, o.Name = b.in.dockerfile, filepath.Base(b.in.name)
+	if b.in.name == "-" {
+		o.Name = "Dockerfile"
+	}
+	o.Ignore, o.IgnoreFile = b.in.ignore, b.in.ignoreFile
+	o.Resolver = resolver{b.runner, b.flags.pull}
+	o.MultiPlatform = len(b.platforms) > 1
+	o.Contexts = map[string]frontend.Context{}
+	for name, c := range b.in.contexts {
+		fc := frontend.Context{Image: c.image, Tar: c.tar, Local: c.dir != ""}
+		if c.dir != "" {
+			var err error
+			if fc.Ignore, fc.IgnoreFile, err = dockerfile.ReadIgnore(c.dir, ""); err != nil {
+				return nil, nil, err
+			}
+		}
+		o.Contexts[name] = fc
+	}
+	results := make([]*frontend.Result, len(b.platforms))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, p := range b.platforms {
+		g.Go(func() (err error) {
+			o := o
+			o.Platform = p
+			results[i], err = dockerfile.Build(gctx, o)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	warnings := results[0].Warnings
+	var targets []*solver.Vertex
+	for _, r := range results {
+		targets = append(targets, r.Target)
+	}
+	jobs, err := b.flags.jobCount()
+	if err != nil {
+		return nil, warnings, err
+	}
+	s := &solver.Solver{Cache: b.store, Runner: b.runner, Events: b.display, Jobs: jobs}
+	outs, err := s.Solve(ctx, targets...)
+	if err != nil {
+		return nil, warnings, err
+	}
+	var built []exporter.Image
+	for i, r := range results {
+		built = append(built, exporter.Image{Output: outs[i], Config: r.Image, Platform: r.Platform})
+	}
+	return built, warnings, nil
+}
+
+// explain gives a failure the place in the Dockerfile that it belongs to, and
+// shows it.
+func (b *builder) explain(err error) error {
+	var failed *solver.Error
+	var source *frontend.SourceError
+	loc := solver.Location{}
+	switch {
+	case errors.As(err, &source):
+		loc = source.Location
+	case errors.As(err, &failed) && failed.Vertex.Step != nil:
+		loc = failed.Vertex.Step.Location
+		err = &frontend.SourceError{Location: loc, Err: failed.Err}
+	case errors.As(err, &failed):
+		err = failed.Err
+	}
+	if snippet := frontend.Snippet(b.in.dockerfile, loc); snippet != "" {
+		fmt.Fprint(b.app.stderr, snippet)
+	}
+	return err
+}
+
+// export sends the result where the flags say, and tells its digests.
+func (b *builder) export(ctx context.Context, built []exporter.Image) error {
+	epoch, err := b.flags.epoch()
+	if err != nil {
+		return err
+	}
+	out, _ := b.app.stdout.(*os.File)
+	x := &exporter.Exporter{
+		Store: b.store, Client: b.runner.Registry, Epoch: epoch, Stdout: b.app.stdout,
+		Terminal: out != nil && term.IsTerminal(out.Fd()),
+	}
+	var last exporter.Result
+	for _, o := range b.outputs {
+		r, err := x.Export(ctx, o, built)
+		if err != nil {
+			return err
+		}
+		if !o.Files() {
+			last = r
+		}
+		if !b.flags.quiet && b.flags.progress != "none" {
+			b.report(o, r)
+		}
+	}
+	if last.Descriptor.Digest == "" {
+		if b.flags.iidFile != "" || b.flags.metadataFile != "" {
+			return b.writeResult(last)
+		}
+		return nil
+	}
+	if b.flags.quiet {
+		fmt.Fprintln(b.app.stdout, imageID(last))
+	}
+	return b.writeResult(last)
+}
+
+// imageID is what docker calls a result: the config's digest, or that of the
+// index over several platforms.
+func imageID(r exporter.Result) string {
+	if r.ID != "" {
+		return string(r.ID)
+	}
+	return string(r.Descriptor.Digest)
+}
+
+// report tells where a result went.
+func (b *builder) report(o exporter.Output, r exporter.Result) {
+	w := b.app.stderr
+	fmt.Fprintf(w, "=> %s", o.Title())
+	if id := imageID(r); id != "" {
+		fmt.Fprintf(w, " %s", id)
+	}
+	for _, n := range r.Names {
+		fmt.Fprintf(w, " %s", images.Familiar(n))
+	}
+	fmt.Fprintln(w)
+}
+
+// writeResult writes --iidfile and --metadata-file, whose keys are those of
+// docker buildx.
+func (b *builder) writeResult(r exporter.Result) error {
+	if b.flags.iidFile != "" {
+		if err := os.WriteFile(b.flags.iidFile, []byte(imageID(r)), 0o644); err != nil {
+			return fmt.Errorf("--iidfile: %w", err)
+		}
+	}
+	if b.flags.metadataFile == "" {
+		return nil
+	}
+	meta := map[string]any{}
+	if r.Descriptor.Digest != "" {
+		meta["containerimage.digest"] = r.Descriptor.Digest
+		meta["containerimage.descriptor"] = r.Descriptor
+	}
+	if r.ID != "" {
+		meta["containerimage.config.digest"] = r.ID
+	}
+	if len(r.Names) > 0 {
+		meta["image.name"] = strings.Join(r.Names, ",")
+	}
+	data, err := json.MarshalIndent(meta, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(b.flags.metadataFile, append(data, '\n'), 0o644); err != nil {
+		return fmt.Errorf("--metadata-file: %w", err)
+	}
+	return nil
+}
+
+// printWarnings shows the lint warnings, as docker does after a build.
+func printWarnings(w io.Writer, all []frontend.Warning, source []byte) {
+	if len(all) == 0 {
+		return
+	}
+	s := "s"
+	if len(all) == 1 {
+		s = ""
+	}
+	fmt.Fprintf(w, "\n%d warning%s found:\n", len(all), s)
+	for _, x := range all {
+		rule, place := "", ""
+		if x.Rule != "" {
+			rule = x.Rule + ": "
+		}
+		if x.Location.Start > 0 {
+			place = fmt.Sprintf(" (line %d)", x.Location.Start)
+		}
+		fmt.Fprintf(w, " - %s%s%s\n", rule, x.Text, place)
+	}
+}
+
+// platformName is how a platform is written.
+func platformName(p ocispecs.Platform) string { return platforms.Format(p) }
+
+var _ frontend.Resolver = resolver{}
