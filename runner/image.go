@@ -208,3 +208,10 @@ func (r *Runner) tar(ctx context.Context, o op.Tar) (solver.Result, error) {
 	}
 	return stack([]solver.Layer{l}), nil
 }
+
+// Unpack returns the layers of an image, making those that are not in the
+// store yet from their blobs.
+func (r *Runner) Unpack(ctx context.Context, ref string, layers []solver.Origin) ([]solver.Layer, error) {
+	res, err := r.Run(ctx, &solver.Action{Op: op.Image{Ref: ref, Layers: layers}})
+	return res.Layers, err
+}

@@ -133,7 +133,8 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 		return Blob{}, err
 	}
 	o := archive.PackOptions{Epoch: epoch, Layer: l.Digest}
-	if dependsOnLower(t) {
+	alone := !dependsOnLower(t)
+	if !alone {
 		p = q
 		if o.Lower, err = m.Store.Index(layers[:i]); err != nil {
 			return Blob{}, err
@@ -186,6 +187,19 @@ func dependsOnLower(t *tree.Tree) bool {
 			return true
 		case e.Path == "" && (e.Mode != 0o755 || e.UID != 0 || e.GID != 0):
 			return true
+		}
+	}
+	return false
+}
+
+// privateXattrs reports whether a layer has extended attributes that its blob
+// does not.
+func privateXattrs(t *tree.Tree) bool {
+	for i := range t.Entries {
+		for name := range t.Entries[i].Xattrs {
+			if name != "security.capability" {
+				return true
+			}
 		}
 	}
 	return false

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+
+	"github.com/moby/term"
+	"golang.org/x/sys/unix"
+	"kiln.build/runner/sandbox"
+)
+
+// streams connects this process's streams to those of a command in a sandbox.
+type streams struct {
+	app              *app
+	interactive, tty bool
+
+	ends    []*os.File // given to the command, closed here once it runs
+	copies  sync.WaitGroup
+	restore func()
+}
+
+// connect sets the command's streams: pipes, or a terminal. The ends of this
+// machine's own terminal are never handed into a sandbox.
+func (s *streams) connect(c *sandbox.Command) error {
+	if s.tty {
+		c.Terminal = &sandbox.Size{Rows: 24, Cols: 80}
+		c.Env = append(c.Env, "TERM=xterm")
+		if in, ok := s.app.stdin.(*os.File); ok && s.interactive {
+			if !term.IsTerminal(in.Fd()) {
+				return errors.New("the input device is not a TTY")
+			}
+			old, err := term.SetRawTerminal(in.Fd())
+			if err != nil {
+				return err
+			}
+			s.restore = func() { _ = term.RestoreTerminal(in.Fd(), old) }
+		}
+		return nil
+	}
+	for _, o := range []struct {
+		end **os.File
+		to  io.Writer
+	}{{&c.Stdout, s.app.stdout}, {&c.Stderr, s.app.stderr}} {
+		rd, wr, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		*o.end = wr
+		s.ends = append(s.ends, wr)
+		s.copies.Go(func() { _, _ = io.Copy(o.to, rd) })
+	}
+	if s.interactive {
+		rd, wr, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		c.Stdin = rd
+		s.ends = append(s.ends, rd)
+		go func() { // ends with the input, or with this process
+			_, _ = io.Copy(wr, s.app.stdin)
+			_ = wr.Close()
+		}()
+	}
+	return nil
+}
+
+// started is called once the command runs, or with nil if it does not.
+func (s *streams) started(p *sandbox.Process) {
+	for _, f := range s.ends {
+		_ = f.Close()
+	}
+	if p == nil || p.Terminal() == nil {
+		return
+	}
+	t := p.Terminal()
+	resize := func() {
+		if out, ok := s.app.stdout.(*os.File); ok {
+			if ws, err := term.GetWinsize(out.Fd()); err == nil {
+				_ = p.Resize(sandbox.Size{Rows: ws.Height, Cols: ws.Width})
+			}
+		}
+	}
+	resize()
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, unix.SIGWINCH)
+	go func() { // ends with this process
+		for range changed {
+			resize()
+		}
+	}()
+	s.copies.Go(func() { _, _ = io.Copy(s.app.stdout, t) })
+	if s.interactive {
+		go func() { _, _ = io.Copy(t, s.app.stdin) }()
+	}
+}
+
+// wait waits for the end of the output and gives the terminal back.
+func (s *streams) wait() {
+	s.copies.Wait()
+	if s.restore != nil {
+		s.restore()
+	}
+}
