@@ -1,0 +1,2 @@
+// Package examples holds real projects that are built and run by its tests.
+package examples
