@@ -9,6 +9,7 @@ package overlay
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,7 @@ type Options struct {
 // copies), so that it can be read as a layer. The mount is volatile: it never
 // syncs, for a layer is worth nothing before the store has recorded it.
 func Mount(o Options) (*os.File, error) {
+	o.Lower = once(o.Lower)
 	if least := 1; len(o.Lower) < 2 {
 		if o.Upper == "" {
 			least = 2
@@ -58,6 +60,23 @@ func Mount(o Options) (*os.File, error) {
 		return nil, fmt.Errorf("mount overlay: %w", err)
 	}
 	return f, nil
+}
+
+// once leaves of equal directories the uppermost, since overlayfs refuses to
+// have one twice: equal layers are common, every RUN that changes nothing
+// makes the same. All that the lower one has is hidden by the same in the
+// upper one.
+func once(dirs []string) []string {
+	seen := map[string]bool{}
+	kept := make([]string, 0, len(dirs))
+	for _, d := range slices.Backward(dirs) {
+		if !seen[d] {
+			seen[d] = true
+			kept = append(kept, d)
+		}
+	}
+	slices.Reverse(kept)
+	return kept
 }
 
 func mount(o Options) (*os.File, error) {

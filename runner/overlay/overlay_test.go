@@ -103,6 +103,19 @@ func TestManyLayers(t *testing.T) {
 	}
 }
 
+func TestEqualLayers(t *testing.T) {
+	a := layer(t, map[string]string{"f": "a", "g": "a"})
+	b := layer(t, map[string]string{"f": "b"})
+	f := mustMount(t, Options{Lower: []string{a, b, a, a}, Empty: t.TempDir()})
+	if text, err := os.ReadFile(inside(f, "f")); err != nil || string(text) != "a" {
+		t.Errorf("f is %q, %v; want that of the uppermost layer", text, err)
+	}
+	f = mustMount(t, Options{Lower: []string{a, a, b}, Empty: t.TempDir()})
+	if text, err := os.ReadFile(inside(f, "f")); err != nil || string(text) != "b" {
+		t.Errorf("f is %q, %v; want that of the uppermost layer", text, err)
+	}
+}
+
 func TestErrorsNameTheDirectory(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts")
