@@ -294,7 +294,7 @@ func (s *Store) Save(ctx context.Context, w io.Writer, names ...string) error {
 	}
 	var exports []Export
 	for _, name := range names {
-		f, err := find(all, name)
+		f, err := Find(all, name)
 		if err != nil {
 			return err
 		}

@@ -51,7 +51,7 @@ type Image struct {
 	Config    dockerspec.DockerOCIImage
 
 	Created time.Time // zero where unknown
-	Size    int64     // of all its blobs that are here, in bytes
+	Size    int64     // of its layers, see LayerSize
 
 	// Err says why the image cannot be read; ID is then the digest of Target.
 	Err error
@@ -100,11 +100,6 @@ func (s *Store) List(ctx context.Context) ([]*Image, error) {
 func (s *Store) read(ctx context.Context, d v1.Descriptor) *Image {
 	d.Annotations = nil
 	image := &Image{ID: d.Digest, Target: d}
-	for _, b := range s.layout().Reachable(d) {
-		if size, err := s.layout().Size(b.Digest); err == nil {
-			image.Size += size
-		}
-	}
 	documents, err := platform(ctx, s.layout(), d)
 	if err == nil {
 		err = json.Unmarshal(documents.Config, &image.Config)
@@ -115,10 +110,46 @@ func (s *Store) read(ctx context.Context, d v1.Descriptor) *Image {
 	}
 	image.Documents = documents
 	image.ID = documents.ConfigDescriptor.Digest
+	for _, l := range documents.Layers {
+		image.Size += s.LayerSize(l)
+	}
 	if image.Config.Created != nil {
 		image.Created = *image.Config.Created
 	}
 	return image
+}
+
+// LayerSize is the size of the files in a layer, in bytes, where it was
+// unpacked or built here, else that of its blob.
+func (s *Store) LayerSize(l layout.Layer) int64 {
+	r, err := s.Cache.Record(cache.UnpackAction(l.DiffID).Key)
+	if err == nil && len(r.Result.Layers) == 1 {
+		return r.Result.Layers[0].Size
+	}
+	return l.Size
+}
+
+// Layers lists the layers of the store that all images consist of, as far as
+// they are there: what pruning must spare so that images run at once.
+func (s *Store) Layers(ctx context.Context) ([]digest.Digest, error) {
+	all, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var layers []digest.Digest
+	for _, image := range all {
+		if image.Err != nil {
+			continue
+		}
+		for _, l := range image.Documents.Layers {
+			if r, err := s.Cache.Record(cache.UnpackAction(l.DiffID).Key); err == nil {
+				for _, have := range r.Result.Layers {
+					layers = append(layers, have.Digest)
+				}
+			}
+		}
+	}
+	return layers, nil
 }
 
 // platform reads an image for this machine's platform, or for one whose
@@ -169,10 +200,11 @@ func (s *Store) Find(ctx context.Context, name string) (Found, error) {
 	if err != nil {
 		return Found{}, err
 	}
-	return find(all, name)
+	return Find(all, name)
 }
 
-func find(all []*Image, name string) (Found, error) {
+// Find looks an image up in a list, as [Store.Find] does.
+func Find(all []*Image, name string) (Found, error) {
 	if d := digest.Digest(name); d.Validate() == nil {
 		for _, image := range all {
 			if image.ID == d || image.Target.Digest == d {
@@ -232,4 +264,23 @@ func findPrefix(all []*Image, name, hex string) (Found, error) {
 		return Found{}, &NotFoundError{Name: name}
 	}
 	return Found{Image: found}, nil
+}
+
+// Platforms lists those of an image for several platforms that are here; nil
+// for one that has no index.
+func (s *Store) Platforms(image *Image) ([]v1.Platform, error) {
+	if !layout.IsIndex(image.Target.MediaType) {
+		return nil, nil
+	}
+	all, err := manifests(s.layout(), image.Target)
+	if err != nil {
+		return nil, err
+	}
+	var here []v1.Platform
+	for _, m := range all {
+		if m.Platform != nil && s.layout().Has(m.Digest) {
+			here = append(here, *m.Platform)
+		}
+	}
+	return here, nil
 }

@@ -13,6 +13,28 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// Pull fetches an image and gives it the reference's name. An image that had
+// the name before, and has no other, stays without one. It reports whether
+// anything is new.
+func (s *Store) Pull(ctx context.Context, c *registry.Client, ref registry.Reference, o registry.PullOptions) (desc v1.Descriptor, changed bool, err error) {
+	lease, err := s.layout().Lease(ctx)
+	if err != nil {
+		return desc, false, err
+	}
+	defer lease.Release()
+	old, oldErr := s.layout().Resolve(ref.String())
+	if desc, err = c.Pull(ctx, ref, s.layout(), o); err != nil {
+		return desc, false, s.discard(err)
+	}
+	if oldErr != nil {
+		return desc, true, nil
+	}
+	if old.Digest == desc.Digest {
+		return desc, false, nil
+	}
+	return desc, true, s.Keep(ctx, old)
+}
+
 // Pushed is an image in a registry.
 type Pushed struct {
 	Ref        registry.Reference // with the digest
