@@ -1,0 +1,230 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// containerInterface is the name of the interface inside.
+const containerInterface = "eth0"
+
+// Endpoint is a container's place at the bridge.
+type Endpoint struct {
+	IP      netip.Addr // of the container
+	Gateway netip.Addr // of the bridge: the container's default route
+
+	mu    sync.Mutex
+	lease *os.File // locked while the address is ours; nil after Close
+	index int      // of the host's end of the veth pair
+}
+
+// Attach joins the network namespace of a process to the bridge: it gets an
+// interface eth0 that is up, with an address of its own and a default route.
+// The process must have been made with a new network namespace, in which
+// there is no eth0 yet; its loopback interface is left alone.
+//
+// The address belongs to the calling process until [Endpoint.Close], or until
+// that process is dead and the namespace is gone. The interface disappears
+// with the namespace.
+//
+// Where bridge networking cannot be had, the error is an [*UnavailableError].
+func (b *Bridge) Attach(ctx context.Context, pid int) (*Endpoint, error) {
+	ns, err := openNamespace(pid)
+	if err != nil {
+		return nil, fmt.Errorf("attach process %d to the network: %w", pid, err)
+	}
+	defer ns.Close()
+	r, err := b.ensure(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ep, err := b.lease(ctx, r, ns)
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("attach process %d to the network: %w", pid, err))
+	}
+	if err := ep.configure(r.gateway, ns); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach process %d to the network: %w", pid, err), ep.Close())
+	}
+	return ep, nil
+}
+
+// openNamespace opens the network namespace of a process, which must not be
+// the caller's own: there a new eth0 would be the host's.
+func openNamespace(pid int) (netns.NsHandle, error) {
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return ns, fmt.Errorf("open network namespace: %w", err)
+	}
+	own, err := netns.GetFromPid(os.Getpid())
+	if err != nil {
+		ns.Close()
+		return ns, fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer own.Close()
+	if ns.Equal(own) {
+		ns.Close()
+		return ns, errors.New("it has the network namespace of the host")
+	}
+	return ns, nil
+}
+
+// lease takes the first free address and makes the veth pair for it.
+//
+// Two things make an address taken: the lock on its file, held by the process
+// that owns the endpoint, and the host's end of the veth pair, which is named
+// after the address. The second covers a container that outlives its owner,
+// and owners with another state directory.
+func (b *Bridge) lease(ctx context.Context, r ready, ns netns.NsHandle) (*Endpoint, error) {
+	subnet := r.gateway.Masked()
+	for ip := subnet.Addr().Next(); subnet.Contains(ip.Next()); ip = ip.Next() { // the last is for broadcast
+		if ip == r.gateway.Addr() {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		f, err := lockAddress(filepath.Join(b.dir, "addresses", ip.String()))
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock address %s: %w", ip, err)
+		}
+		index, err := addPair(ip, r, ns)
+		if err == nil {
+			return &Endpoint{IP: ip, Gateway: r.gateway.Addr(), lease: f, index: index}, nil
+		}
+		if errors.Is(err, unix.EEXIST) {
+			if _, lookup := netlink.LinkByName(pairName(ip)); lookup == nil {
+				f.Close()
+				continue
+			}
+			err = fmt.Errorf("it has an interface %s already: %w", containerInterface, err)
+		}
+		return nil, errors.Join(err, unlockAddress(f))
+	}
+	return nil, fmt.Errorf("no address is free in %s", subnet)
+}
+
+// lockAddress locks the file of an address, or fails with EWOULDBLOCK.
+func lockAddress(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock(f); err != nil {
+			f.Close()
+			return nil, err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+			f.Close()
+			return nil, err
+		}
+		if st.Nlink > 0 {
+			return f, nil
+		}
+		f.Close() // removed by its owner between our open and our lock
+	}
+}
+
+// unlockAddress removes the file before it unlocks it: later its name may be
+// that of the next owner's.
+func unlockAddress(f *os.File) error {
+	return errors.Join(os.Remove(f.Name()), f.Close())
+}
+
+// pairName is the name of the host's end of a veth pair. It is unique in the
+// host, and 12 of the 15 bytes that the kernel allows.
+func pairName(ip netip.Addr) string {
+	return fmt.Sprintf("kiln%x", ip.As4())
+}
+
+// addPair makes a veth pair from the bridge to a namespace, and returns the
+// index of the end that is here. Neither end is up.
+func addPair(ip netip.Addr, r ready, ns netns.NsHandle) (int, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = pairName(ip)
+	attrs.MTU = r.mtu
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName = containerInterface
+	veth.PeerHardwareAddr = hardwareAddr(ip)
+	veth.PeerNamespace = netlink.NsFd(ns)
+	if err := netlink.LinkAdd(veth); err != nil {
+		return 0, fmt.Errorf("add veth pair %s: %w", attrs.Name, err)
+	}
+	if err := netlink.LinkSetMasterByIndex(veth, r.index); err != nil {
+		return 0, errors.Join(fmt.Errorf("join %s to the bridge: %w", attrs.Name, err), delLink(veth.Index))
+	}
+	return veth.Index, nil
+}
+
+// configure brings both ends up. The container's comes first: with it the pair
+// has a carrier when the bridge sees its port come up, and forwards at once.
+func (e *Endpoint) configure(gateway netip.Prefix, ns netns.NsHandle) error {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink in its namespace: %w", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(containerInterface)
+	if err != nil {
+		return fmt.Errorf("find its %s: %w", containerInterface, err)
+	}
+	addr := netip.PrefixFrom(e.IP, gateway.Bits())
+	if err := h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
+		return fmt.Errorf("give it the address %s: %w", addr, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set its %s up: %w", containerInterface, err)
+	}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.Addr().AsSlice()}
+	if err := h.RouteAdd(route); err != nil {
+		return fmt.Errorf("give it a default route: %w", err)
+	}
+	host := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: e.index}}
+	if err := netlink.LinkSetUp(host); err != nil {
+		return fmt.Errorf("set the host's end up: %w", err)
+	}
+	return nil
+}
+
+// Close takes the container off the bridge and frees its address. It is no
+// error if the namespace is gone already. After an error the address is still
+// taken and Close can be called again; after success it does nothing.
+func (e *Endpoint) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.lease == nil {
+		return nil
+	}
+	if err := delLink(e.index); err != nil {
+		return fmt.Errorf("detach %s from the network: %w", e.IP, err)
+	}
+	f := e.lease
+	e.lease = nil
+	if err := unlockAddress(f); err != nil {
+		return fmt.Errorf("free address %s: %w", e.IP, err)
+	}
+	return nil
+}
+
+// delLink deletes an interface by its index, which the kernel does not use
+// again soon, unlike a name. One that is gone is no error.
+func delLink(index int) error {
+	err := netlink.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}})
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete interface %d: %w", index, err)
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+const (
+	// dialTimeout bounds the wait for a container that does not answer.
+	dialTimeout = 10 * time.Second
+	// acceptPause is the wait after a failure to accept, such as too many
+	// open files.
+	acceptPause = 50 * time.Millisecond
+)
+
+// Proxy hands what arrives at a port of the host to a container.
+type Proxy struct {
+	HostPort int // the port it listens on
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// Publish listens on a port of the host and hands what arrives to the
+// container at ip. The container sees the bridge's address as the peer, not
+// the client's. The port may start to answer later: until then TCP clients
+// get a reset and UDP packets are lost.
+//
+// The proxy works until [Proxy.Close] is called or ctx is done.
+func Publish(ctx context.Context, port Port, ip netip.Addr) (*Proxy, error) {
+	return publish(ctx, port, ip, udpIdle)
+}
+
+// publish is [Publish] with the time after which a silent UDP client is
+// forgotten.
+func publish(ctx context.Context, port Port, ip netip.Addr, idle time.Duration) (*Proxy, error) {
+	target := netip.AddrPortFrom(ip, uint16(port.ContainerPort))
+	ctx, cancel := context.WithCancel(ctx)
+	p := &Proxy{cancel: cancel}
+	var err error
+	switch port.Proto {
+	case "tcp":
+		err = p.listenTCP(ctx, port, target)
+	case "udp":
+		err = p.listenUDP(ctx, port, target, idle)
+	default:
+		err = fmt.Errorf("protocol %q is neither tcp nor udp", port.Proto)
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("publish port %s: %w", port, err)
+	}
+	return p, nil
+}
+
+// Close stops listening, cuts the connections, and waits for the goroutines
+// of the proxy to end. It may be called more than once, and always returns
+// nil.
+func (p *Proxy) Close() error {
+	p.cancel()
+	p.wg.Wait()
+	return nil
+}
+
+// closeAfter closes c once ctx is done.
+func (p *Proxy) closeAfter(ctx context.Context, c io.Closer) {
+	p.wg.Go(func() {
+		<-ctx.Done()
+		c.Close()
+	})
+}
+
+func (p *Proxy) listenTCP(ctx context.Context, port Port, target netip.AddrPort) error {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", port.hostAddress())
+	if err != nil {
+		return err
+	}
+	p.HostPort = l.Addr().(*net.TCPAddr).Port
+	p.closeAfter(ctx, l)
+	p.wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err == nil {
+				p.wg.Go(func() { forward(ctx, c.(*net.TCPConn), target) })
+				continue
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(acceptPause):
+			}
+		}
+	})
+	return nil
+}
+
+// forward connects client with the target, and copies both ways until both
+// directions have ended, one of them has failed, or ctx is done. An end of
+// one direction is passed on as such, a failure as a reset.
+func forward(ctx context.Context, client *net.TCPConn, target netip.AddrPort) {
+	defer client.Close()
+	dialer := net.Dialer{Timeout: dialTimeout}
+	c, err := dialer.DialContext(ctx, "tcp", target.String())
+	if err != nil {
+		reset(client)
+		return
+	}
+	container := c.(*net.TCPConn)
+	defer container.Close()
+	stop := context.AfterFunc(ctx, func() {
+		reset(client)
+		reset(container)
+	})
+	defer stop()
+
+	var wg sync.WaitGroup
+	wg.Go(func() { pass(container, client) })
+	wg.Go(func() { pass(client, container) })
+	wg.Wait()
+}
+
+// pass copies one direction.
+func pass(to, from *net.TCPConn) {
+	if _, err := io.Copy(to, from); err != nil {
+		reset(to)
+		reset(from)
+		return
+	}
+	// This fails only when the other direction has been reset, or the peer
+	// has gone; either way that direction deals with it.
+	_ = to.CloseWrite()
+}
+
+// reset closes a connection so that the peer sees a failure, not an end.
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	c.Close()
+}
