@@ -340,15 +340,22 @@ var (
 	hashers = sync.Pool{New: func() any { return sha256.New() }}
 )
 
+// noContent is the digest of empty files, which are not opened: they may be
+// sockets.
+var noContent = digest.FromBytes(nil)
+
 // copyFile copies a regular file and checks on the way that its content is
 // what was selected.
 func copyFile(ctx context.Context, at string, e *tree.Entry, from *planned) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	src, err := from.sel.from.open(from.from)
-	if err != nil {
-		return err
+	var src io.ReadCloser = io.NopCloser(strings.NewReader(""))
+	if e.Digest != noContent {
+		var err error
+		if src, err = from.sel.from.open(from.from); err != nil {
+			return err
+		}
 	}
 	defer src.Close()
 	dst, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)

@@ -293,27 +293,28 @@ func (p *localPlace) readlink(name string) (string, error) {
 
 func (p *localPlace) find(name string, follow bool) (string, tree.Entry, error) {
 	where := " in " + p.c.name
-	for _, n := range []string{name} {
-		hide, err := p.ignore.hidden(n, false)
-		if err != nil {
-			return "", tree.Entry{}, err
-		}
-		if hide && !p.ignore.mayHold(n) {
-			return "", tree.Entry{}, p.ignoredError(name)
-		}
+	if hide, err := p.ignore.hidden(name, false); err != nil {
+		return "", tree.Entry{}, err
+	} else if hide && !p.ignore.mayHold(name) {
+		return "", tree.Entry{}, p.ignoredError(name)
 	}
 	resolved, err := p.resolve(name, follow)
 	if err != nil {
 		return "", tree.Entry{}, notFound(name, err, p.list, where)
 	}
-	if hide, err := p.ignore.hidden(resolved, false); err != nil {
+	hide, err := p.ignore.hidden(resolved, false)
+	if err != nil {
 		return "", tree.Entry{}, err
-	} else if hide && !p.ignore.mayHold(resolved) {
+	}
+	if hide && !p.ignore.mayHold(resolved) {
 		return "", tree.Entry{}, p.ignoredError(resolved)
 	}
-	e, err := p.entry(resolved)
-	if err != nil {
+	e, err := p.entry(resolved, hide)
+	switch {
+	case err != nil:
 		return "", e, notFound(name, err, p.list, where)
+	case hide && e.Type != tree.Dir:
+		return "", tree.Entry{}, p.ignoredError(resolved) // only what a directory holds can come back
 	}
 	return resolved, e, nil
 }
@@ -356,7 +357,8 @@ func (p *localPlace) ignoreLine(file, name string) string {
 }
 
 // entry describes one path, which has no links but perhaps in its last place.
-func (p *localPlace) entry(name string) (tree.Entry, error) {
+// Files that are hidden are not read.
+func (p *localPlace) entry(name string, hidden bool) (tree.Entry, error) {
 	f, err := p.c.openat(name, unix.O_PATH)
 	if err != nil {
 		return tree.Entry{}, err
@@ -376,6 +378,9 @@ func (p *localPlace) entry(name string) (tree.Entry, error) {
 		return e, err
 	case unix.S_IFREG:
 		e.Type, e.Size = tree.File, st.Size
+		if hidden {
+			return e, nil
+		}
 		e.Digest, err = p.hash(name, &st)
 		return e, err
 	case unix.S_IFIFO:

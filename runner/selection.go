@@ -306,20 +306,26 @@ func (k *picker) put(e tree.Entry) error {
 // relink makes hard links lead to the path that their first file has in this
 // tree. Entries come with the path in the place where they were found.
 func relink(t *tree.Tree) {
-	at := map[string]string{} // path in the place -> path here
+	type first struct {
+		path string // here
+		own  bool   // the file's own place, not that of a hard link to it
+	}
+	at := map[string]first{} // by path in the place
 	for i := range t.Entries {
 		e := &t.Entries[i]
 		if e.Type != tree.File {
 			continue
 		}
-		src := sourceOf(e)
-		if e.Hardlink != "" {
+		src, own := sourceOf(e), e.Hardlink == ""
+		if !own {
 			src = e.Hardlink
 		}
-		first, ok := at[src]
-		e.Hardlink = first
+		f, ok := at[src]
 		if !ok {
-			at[src] = e.Path
+			at[src] = first{e.Path, own}
+		}
+		if e.Hardlink = f.path; own && f.own {
+			e.Hardlink = "" // one file, named twice: these are copies
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,8 +66,8 @@ func (a *accounts) userByID(uid int) (user.User, bool) {
 }
 
 func (a *accounts) group(name string) (int, bool) {
-	if n, err := strconv.Atoi(name); err == nil && n >= 0 {
-		return n, true
+	if n, err := strconv.Atoi(name); err == nil {
+		return n, inRange(n)
 	}
 	i := slices.IndexFunc(a.groups, func(g user.Group) bool { return g.Name == name })
 	if i < 0 {
@@ -102,7 +103,7 @@ func (a *accounts) lookup(text string) (User, error) {
 		if err != nil {
 			return User{}, fmt.Errorf("unable to find user %s: no matching entries in passwd file", name)
 		}
-		if uid < 0 || uid > 1<<31-1 {
+		if !inRange(uid) {
 			return User{}, fmt.Errorf("user id %d is out of range", uid)
 		}
 		who.UID = uid
@@ -138,6 +139,9 @@ func (a *accounts) owner(text string) (uid, gid int, err error) {
 	name, group, hasGroup := strings.Cut(text, ":")
 	if name != "" {
 		if n, err := strconv.Atoi(name); err == nil {
+			if !inRange(n) {
+				return 0, 0, fmt.Errorf("--chown=%s: user id %d is out of range", text, n)
+			}
 			uid, gid = n, n
 		} else if u, ok := a.user(name); ok {
 			uid, gid = u.Uid, u.Gid
@@ -158,6 +162,9 @@ func (a *accounts) owner(text string) (uid, gid int, err error) {
 	}
 	return uid, gid, nil
 }
+
+// inRange reports whether a number can be that of a user or group.
+func inRange(id int) bool { return id >= 0 && id <= math.MaxInt32 }
 
 // empty explains why a name cannot be found where there are none at all, as
 // in scratch or with --link.
