@@ -305,9 +305,7 @@ func (b *builder) newRunner() (*runner.Runner, error) {
 	if r.SSH, err = parseSSH(b.flags.ssh); err != nil {
 		return nil, err
 	}
-	if r.Network, err = b.app.stepNetwork(b.store); err != nil {
-		return nil, err
-	}
+	r.Network = b.app.stepNetwork()
 	if b.in.dir != "" {
 		r.Contexts[dockerfile.MainContext] = runner.Context{Dir: b.in.dir, IgnoreFile: b.in.ignoreFile}
 	} else {

@@ -182,12 +182,7 @@ func writeNew(path, text string) error {
 
 // foreground runs a container in this process, with its streams.
 func (a *app) foreground(ctx context.Context, store *cache.Store, k *container.Container, stdin bool) error {
-	m := &container.Monitor{Store: store, Stdout: a.stdout, Stderr: a.stderr}
-	if attach, err := a.attachNetwork(); err != nil {
-		return cliFailed(err)
-	} else {
-		m.Attach = attach
-	}
+	m := &container.Monitor{Store: store, Attach: attachNetwork, Stdout: a.stdout, Stderr: a.stderr}
 	if k.Stdin && stdin {
 		m.Stdin = a.stdin
 	}
@@ -321,10 +316,7 @@ func (a *app) monitor(id string, started func()) error {
 	if err != nil {
 		return err
 	}
-	m := &container.Monitor{Store: store, Started: func(*sandbox.Process) { started() }}
-	if m.Attach, err = a.attachNetwork(); err != nil {
-		return err
-	}
+	m := &container.Monitor{Store: store, Attach: attachNetwork, Started: func(*sandbox.Process) { started() }}
 	_, err = m.Run(context.Background(), k)
 	return err
 }

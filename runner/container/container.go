@@ -93,6 +93,9 @@ func (p Port) String() string {
 	return fmt.Sprintf("%s:%d->%d/%s", ip, p.HostPort, p.Container, p.Proto)
 }
 
+// ContainerPort is the container's side of it, as in "80/tcp".
+func (p Port) ContainerPort() string { return fmt.Sprintf("%d/%s", p.Container, p.Proto) }
+
 // Bind is a folder or file of this machine that a container sees.
 type Bind struct {
 	Source   string `json:"source"`

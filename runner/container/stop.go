@@ -151,3 +151,6 @@ func (c *Container) SpaceUsed() (n int64) {
 
 // Dir is the container's folder.
 func (c *Container) Dir() string { return c.dir }
+
+// LogPath is the file that the container's log is in.
+func (c *Container) LogPath() string { return filepath.Join(c.dir, "log") }
