@@ -1,6 +1,7 @@
 # make        builds bin/kiln
 # make test   formatting, vet, staticcheck, all tests under the race detector
 # make demo   builds an image of two stages without any registry and runs it
+# make help   lists the rest
 
 GO      ?= go
 PREFIX  ?= /usr/local
@@ -12,58 +13,68 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build -trimpath
 
 # The race detector needs cgo and a C compiler; without one, tests run plain.
-CC_FOUND := $(shell command -v $(or $(CC),cc) 2>/dev/null)
+CC_FOUND := $(shell test "$$($(GO) env CGO_ENABLED)" != 0 && command -v $$($(GO) env CC))
 RACE     := $(if $(CC_FOUND),-race)
 
-.PHONY: all kiln init test lint demo bench fuzz soak update cross install clean toolbox
+MODULES   := . examples/toolbox
+TESTFLAGS ?=
+FUZZTIME  ?= 20s
+
+.PHONY: all kiln init test lint demo bench fuzz soak update cross install clean toolbox help
 
 all: kiln
 
 # The sandbox's init is a small program of its own, embedded into kiln.
 init:
-	$(BUILD) -ldflags '-s -w' -o $(INIT) ./runner/sandbox/init
+	@$(BUILD) -ldflags '-s -w' -o $(INIT) ./runner/sandbox/init
 
-kiln: init
-	$(BUILD) -tags kiln_embed -ldflags '$(LDFLAGS)' -o bin/kiln ./cmd/kiln
+kiln: init ## bin/kiln, static
+	@$(BUILD) -tags kiln_embed -ldflags '$(LDFLAGS)' -o bin/kiln ./cmd/kiln
 
 toolbox:
-	cd examples/toolbox && $(BUILD) -ldflags '-s -w' -o ../../bin/toolbox .
+	@cd examples/toolbox && $(BUILD) -ldflags '-s -w' -o ../../bin/toolbox .
 
-test: lint
+test: lint ## gofmt, vet, staticcheck, tests
 ifeq ($(RACE),)
-	@echo "no C compiler: the tests run without the race detector"
+	@echo "no C compiler, or cgo is off: the tests run without the race detector"
 endif
-	cd examples/toolbox && $(GO) test $(TESTFLAGS) ./...
-	$(GO) test $(RACE) $(TESTFLAGS) ./...
+	@for m in $(MODULES); do \
+		(cd $$m && CGO_ENABLED=$(if $(RACE),1,0) $(GO) test $(RACE) -timeout 20m $(TESTFLAGS) ./...) || failed=1; \
+	done; test -z "$$failed"
 
-lint:
-	@bad=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$bad" || { echo "gofmt: $$bad"; exit 1; }
-	$(GO) vet ./...
-	$(GO) tool staticcheck ./...
+lint: ## gofmt, vet, staticcheck
+	@bad=$$(gofmt -l .); test -z "$$bad" || { echo "not formatted:"; echo "$$bad"; exit 1; }
+	@for m in $(MODULES); do (cd $$m && $(GO) vet ./... && $(GO) tool staticcheck ./...) || exit 1; done
 
-demo: kiln toolbox
-	sh examples/demo.sh
+demo: kiln toolbox ## build an example on a base made here, change it, build again
+	@sh examples/demo.sh
 
-bench: kiln toolbox
-	$(GO) run ./bench
+bench: kiln toolbox ## measure, beside other builders where there are any
+	@$(GO) run ./bench $(BENCHFLAGS)
 
-FUZZTIME ?= 20s
-fuzz:
-	$(GO) test ./frontend/dockerfile -run '^$$' -fuzz FuzzBuild -fuzztime $(FUZZTIME)
-	$(GO) test ./cache/tree -run '^$$' -fuzz Fuzz -fuzztime $(FUZZTIME)
-	$(GO) test ./cache/archive -run '^$$' -fuzz FuzzUnpack -fuzztime $(FUZZTIME) -fuzzminimizetime 10x
+fuzz: ## each fuzz test for FUZZTIME
+	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
+			echo "$$name, $$(dirname "$$file")"; \
+			$(GO) test "$$(dirname "$$file")" -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x || exit 1; \
+		done; \
+	done
 
-soak: kiln
-	KILN_SOAK=1 $(GO) test ./cmd/kiln -run 'Killed|Concurrent' -count 10 -timeout 60m
+soak: kiln ## the tests that kill and crowd, ten times
+	@KILN_SOAK=1 $(GO) test ./cmd/kiln -run 'Killed|Concurrent' -count 10 -timeout 60m
 
-update:
-	$(GO) test ./frontend/dockerfile -run Golden -update
+update: ## rewrite the golden files; read the diff
+	@$(GO) test ./frontend/dockerfile -run Golden -update
 
-cross:
-	$(MAKE) kiln GOARCH=arm64 INIT=$(INIT) && mv bin/kiln bin/kiln-arm64 && $(MAKE) init
+cross: ## everything compiles for arm64
+	@CGO_ENABLED=0 GOARCH=arm64 $(GO) build -o /dev/null ./cmd/kiln
+	@for m in $(MODULES); do (cd $$m && CGO_ENABLED=0 GOARCH=arm64 $(GO) vet ./...) || exit 1; done
 
-install: kiln
-	install -D -m 755 bin/kiln $(DESTDIR)$(PREFIX)/bin/kiln
+install: kiln ## into $(DESTDIR)$(PREFIX)/bin
+	@install -D -m 755 bin/kiln $(DESTDIR)$(PREFIX)/bin/kiln
 
 clean:
-	rm -rf bin $(INIT)
+	@rm -rf bin $(INIT)
+
+help:
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-9s %s\n' "$$a" "$$b"; done
