@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"kiln.build/cache/archive"
 	"kiln.build/cache/layout"
 	"kiln.build/exporter/blob"
 	"kiln.build/solver"
@@ -22,7 +23,8 @@ import (
 type Form struct {
 	Layers blob.Form
 
-	// ForceCompression gives the layers of base images that form too.
+	// ForceCompression gives the layers of base images that form too, which
+	// otherwise only those get that are uncompressed.
 	ForceCompression bool
 
 	// DockerTypes writes Docker's media types.
@@ -144,7 +146,8 @@ func (e *Exporter) layer(ctx context.Context, m *blob.Maker, f Form, stack []sol
 		return m.Pack(ctx, stack, i, f.Layers, e.Epoch)
 	}
 	b, err := m.Origin(ctx, stack[i])
-	if err != nil || !f.ForceCompression {
+	// Layers that a local base image has uncompressed are like ours.
+	if err != nil || !f.ForceCompression && blob.CompressionOf(b.Descriptor.MediaType) != archive.Uncompressed {
 		return b, err
 	}
 	return m.Recompress(ctx, b, f.Layers)

@@ -92,10 +92,7 @@ func (l *local) entry(ctx context.Context, e tree.Entry, layer int) error {
 		if err := l.root.Symlink(e.Link, e.Path); err != nil {
 			return err
 		}
-		return l.inParent(e.Path, func(dir int, name string) error {
-			ts := unix.NsecToTimespec(l.r.mtime(e).UnixNano())
-			return unix.UtimesNanoAt(dir, name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
-		})
+		return l.inParent(e.Path, func(dir int, name string) error { return l.setTime(dir, name, e) })
 	case tree.Fifo:
 		return l.node(e, unix.S_IFIFO, 0)
 	case tree.Char:
@@ -151,11 +148,24 @@ func (l *local) file(ctx context.Context, e tree.Entry, layer int) (err error) {
 // fails, as an incomplete one would surprise more.
 func (l *local) node(e tree.Entry, kind uint32, dev uint64) error {
 	return l.inParent(e.Path, func(dir int, name string) error {
-		if err := unix.Mknodat(dir, name, kind|e.Mode&0o777, int(dev)); err != nil {
+		err := unix.Mknodat(dir, name, kind|0o600, int(dev))
+		if err == nil {
+			// Apart from the umask, and no link: it was made just now.
+			err = unix.Fchmodat(dir, name, e.Mode, 0)
+		}
+		if err == nil {
+			err = l.setTime(dir, name, e)
+		}
+		if err != nil {
 			return &fs.PathError{Op: "mknod", Path: e.Path, Err: err}
 		}
 		return nil
 	})
+}
+
+func (l *local) setTime(dir int, name string, e tree.Entry) error {
+	ts := unix.NsecToTimespec(l.r.mtime(e).UnixNano())
+	return unix.UtimesNanoAt(dir, name, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 func (l *local) inParent(name string, fn func(dir int, name string) error) error {

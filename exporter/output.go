@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -86,13 +87,13 @@ func ParseOutput(s string) (Output, error) {
 
 func parseOutput(s string) (Output, error) {
 	if s == "" {
-		return Output{}, fmt.Errorf("is empty: must be a folder, - or type=TYPE,…")
+		return Output{}, errors.New("is empty: must be a folder, - or type=TYPE,…")
 	}
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
 		return Output{}, fmt.Errorf("not a list of fields: %w", err)
 	}
-	if len(fields) == 1 && !strings.HasPrefix(strings.ToLower(s), "type=") {
+	if key, _, _ := strings.Cut(strings.ToLower(s), "="); len(fields) == 1 && key != "type" && key != "dest" && key != "name" {
 		if s == "-" {
 			return Output{Type: TypeTar, Dest: "-"}, nil
 		}
@@ -148,31 +149,31 @@ func (o *Output) set(k, v, field string) error {
 	case "dest":
 		o.Dest = v
 		if v == "" {
-			err = fmt.Errorf("is empty")
+			err = errors.New("is empty")
 		}
 	case "name":
 		o.Names, err = splitNames(v)
 	case "push":
-		o.Push, err = strconv.ParseBool(v)
+		o.Push, err = parseBool(v)
 	case "push-by-digest":
-		o.ByDigest, err = strconv.ParseBool(v)
+		o.ByDigest, err = parseBool(v)
 	case "tar":
 		var tar bool
-		tar, err = strconv.ParseBool(v)
+		tar, err = parseBool(v)
 		o.Folder = !tar
 	case "platform-split":
 		var split bool
-		split, err = strconv.ParseBool(v)
+		split, err = parseBool(v)
 		o.Split = &split
 	case "force-compression":
-		o.ForceCompression, err = strconv.ParseBool(v)
+		o.ForceCompression, err = parseBool(v)
 	case "oci-mediatypes":
 		var oci bool
-		oci, err = strconv.ParseBool(v)
+		oci, err = parseBool(v)
 		o.DockerTypes = !oci
 	case "mode":
 		if v != "copy" {
-			err = fmt.Errorf("must be copy")
+			err = errors.New("must be copy")
 		}
 	case "compression":
 		c := archive.Compression(strings.ToLower(v))
@@ -180,18 +181,19 @@ func (o *Output) set(k, v, field string) error {
 		case archive.Uncompressed, archive.Gzip, archive.Zstd:
 			o.form().Compression = c
 		default:
-			err = fmt.Errorf("must be uncompressed, gzip or zstd")
+			err = errors.New("must be uncompressed, gzip or zstd")
 		}
 	case "compression-level":
 		var level int
-		if level, err = strconv.Atoi(v); err == nil {
-			o.form().Level = &level
+		if level, err = strconv.Atoi(v); err != nil {
+			return fmt.Errorf("%s=%q: must be a number", k, v)
 		}
+		o.form().Level = &level
 	case "registry.insecure":
-		o.Insecure, err = strconv.ParseBool(v)
+		o.Insecure, err = parseBool(v)
 	case "name-canonical", "unpack", "store":
 		// What other engines do besides with the image.
-		_, err = strconv.ParseBool(v)
+		_, err = parseBool(v)
 	default:
 		var a Annotation
 		if a, err = parseAnnotationField(field); err == nil {
@@ -203,6 +205,14 @@ func (o *Output) set(k, v, field string) error {
 		return fmt.Errorf("%s=%q: %w", k, v, err)
 	}
 	return nil
+}
+
+func parseBool(v string) (bool, error) {
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, errors.New("must be true or false")
+	}
+	return b, nil
 }
 
 func (o *Output) form() *blob.Form {
@@ -228,17 +238,17 @@ func (o *Output) check() error {
 	}
 	switch {
 	case o.Form != nil && o.Form.Compression == archive.Zstd && o.DockerTypes:
-		return fmt.Errorf("compression=zstd needs oci-mediatypes=true: Docker's media types have none for it")
+		return errors.New("compression=zstd needs oci-mediatypes=true: Docker's media types have none for it")
 	case o.Type == TypeLocal && o.Dest == "":
-		return fmt.Errorf("type local needs dest=FOLDER")
+		return errors.New("type local needs dest=FOLDER")
 	case o.Type == TypeLocal && o.Dest == "-":
-		return fmt.Errorf("a folder cannot be written to standard output: use type=tar")
+		return errors.New("a folder cannot be written to standard output: use type=tar")
 	case o.Type == TypeOCI && o.Folder && (o.Dest == "" || o.Dest == "-"):
-		return fmt.Errorf("tar=false needs dest=FOLDER")
+		return errors.New("tar=false needs dest=FOLDER")
 	case o.Type == TypeDocker && o.Folder:
-		return fmt.Errorf("type docker is always a tar: for a folder use type=oci,tar=false")
+		return errors.New("type docker is always a tar: for a folder use type=oci,tar=false")
 	case o.ByDigest && !o.Push && o.Type != TypeRegistry:
-		return fmt.Errorf("push-by-digest needs push=true")
+		return errors.New("push-by-digest needs push=true")
 	}
 	if o.Type == TypeOCI || o.Type == TypeTar {
 		if o.Dest == "" {
@@ -283,6 +293,8 @@ func (o Output) Title() string {
 		return "pushing image"
 	case o.Type == TypeLocal:
 		return "exporting to folder " + filepath.Clean(o.Dest)
+	case o.Folder:
+		return "exporting to oci layout " + filepath.Clean(o.Dest)
 	}
 	if o.Dest == "-" {
 		return fmt.Sprintf("exporting to %s archive on standard output", o.Type)

@@ -9,15 +9,14 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 )
 
 // change applies Dockerfile instructions that change a config, as --change
-// of docker import and docker commit takes them. Variables are not expanded.
+// of docker import and docker commit takes them. Variables are those of the
+// config itself.
 func change(c *dockerspec.DockerOCIImageConfig, changes []string) error {
-	if len(changes) == 0 {
-		return nil
-	}
 	for _, text := range changes {
 		if err := changeOne(c, text); err != nil {
 			return fmt.Errorf("--change=%q: %w", text, err)
@@ -35,6 +34,15 @@ func changeOne(c *dockerspec.DockerOCIImageConfig, text string) error {
 		cmd, err := instructions.ParseInstruction(node)
 		if err != nil {
 			return err
+		}
+		if e, ok := cmd.(instructions.SupportsSingleWordExpansion); ok {
+			err := e.Expand(func(word string) (string, error) {
+				word, _, err := shell.NewLex(ast.EscapeToken).ProcessWord(word, shell.EnvsFromSlice(c.Env))
+				return word, err
+			})
+			if err != nil {
+				return err
+			}
 		}
 		if err := apply(c, cmd); err != nil {
 			return err

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	ggcrregistry "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/rogpeppe/go-internal/testscript"
+	"kiln.build/runner/sandbox"
+)
+
+func TestMain(m *testing.M) {
+	sandbox.MaybeInit() // kiln run by a script starts sandboxes from this program
+	testscript.Main(m, map[string]func(){"kiln": main})
+}
+
+// TestScripts runs testdata/script. Each script has a store of its own;
+// beside kiln and what testscript has there are the commands
+//
+//	toolbox [NAME]      imports the tool box's root file system (default "toolbox")
+//	registry            starts an empty registry; its address is $REGISTRY
+//	touch FILE...       gives files the time that it is now
+//	resize FILE TEXT    writes a line of text and keeps the file's time
+//
+// and the conditions root, userns and net, the last for scripts that need
+// Debian's mirrors.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("KILN_ROOT", e.WorkDir+"/.store")
+			e.Setenv("HOME", e.WorkDir+"/.home")
+			e.Setenv("GORACE", "atexit_sleep_ms=0")
+			return nil
+		},
+		Condition: func(c string) (bool, error) {
+			switch c {
+			case "root":
+				return os.Geteuid() == 0, nil
+			case "userns":
+				return userNamespace(), nil
+			case "net":
+				return debianReachable(), nil
+			}
+			return false, fmt.Errorf("unknown condition %q", c)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"toolbox":  scriptToolbox,
+			"registry": scriptRegistry,
+			"touch":    scriptTouch,
+			"resize":   scriptResize,
+		},
+	})
+}
+
+var userNamespace = sync.OnceValue(func() bool {
+	c := exec.Command("true")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
+	return c.Run() == nil
+})
+
+var debianReachable = sync.OnceValue(func() bool {
+	c, err := net.DialTimeout("tcp", "deb.debian.org:80", 3*time.Second)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+})
+
+func scriptToolbox(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: toolbox [NAME]")
+	}
+	built, err := programs()
+	ts.Check(err)
+	name := "toolbox"
+	if len(args) == 1 {
+		name = args[0]
+	}
+	ts.Check(ts.Exec("kiln", "import", built.toolbox, name))
+}
+
+func scriptRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: registry")
+	}
+	s := httptest.NewServer(ggcrregistry.New(ggcrregistry.Logger(log.New(io.Discard, "", 0))))
+	ts.Defer(s.Close)
+	ts.Setenv("REGISTRY", strings.TrimPrefix(s.URL, "http://"))
+}
+
+func scriptTouch(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: touch FILE...")
+	}
+	for _, a := range args {
+		path := ts.MkAbs(a)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+		ts.Check(err)
+		ts.Check(f.Close())
+		ts.Check(os.Chtimes(path, time.Now(), time.Now()))
+	}
+}
+
+func scriptResize(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: resize FILE TEXT")
+	}
+	path := ts.MkAbs(args[0])
+	fi, err := os.Stat(path)
+	ts.Check(err)
+	text := args[1] + "\n"
+	if int64(len(text)) != fi.Size() {
+		ts.Check(errors.New("the text is not as long as the file"))
+	}
+	ts.Check(os.WriteFile(path, []byte(text), 0o644))
+	ts.Check(os.Chtimes(path, fi.ModTime(), fi.ModTime()))
+}
