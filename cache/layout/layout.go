@@ -294,12 +294,11 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 		algorithm = expected.Digest.Algorithm()
 		h = algorithm.Hash()
 	}
-	tmp, err := os.CreateTemp(l.dir, tempPrefix)
+	tmp, err := newUnnamed(l.dir)
 	if err != nil {
 		return expected, err
 	}
-	defer os.Remove(tmp.Name()) // fails where the blob was renamed
-	defer tmp.Close()
+	defer tmp.close()
 
 	limit := int64(-1)
 	if expected.Digest != "" && expected.Size > 0 {
@@ -332,7 +331,8 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 	if err := tmp.Sync(); err != nil {
 		return expected, err
 	}
-	return expected, os.Rename(tmp.Name(), path)
+	beside := filepath.Join(l.dir, fmt.Sprintf("%s%s-%d", tempPrefix, got.Encoded(), os.Getpid()))
+	return expected, tmp.name(path, beside)
 }
 
 // copyHashing copies r to w and h. It fails at the first byte over limit,

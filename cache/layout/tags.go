@@ -209,17 +209,18 @@ func (l *Layout) change(ctx context.Context, f func(*index) error) error {
 }
 
 // replaceFile puts a new file in a name's place so that a reader, or the
-// next boot, finds either the old or the new one.
+// next boot, finds either the old or the new one. The caller holds the lock.
 func replaceFile(path string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), tempPrefix)
+	tmp, err := newUnnamed(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // fails once it was renamed
-	if err := finish(tmp, data); err != nil {
+	defer tmp.close()
+	_, err = tmp.Write(data)
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
+	if err := tmp.name(path, filepath.Join(filepath.Dir(path), tempPrefix+"index")); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))

@@ -524,7 +524,4 @@ func printWarnings(w io.Writer, all []frontend.Warning, source []byte) {
 	}
 }
 
-// platformName is how a platform is written.
-func platformName(p ocispecs.Platform) string { return platforms.Format(p) }
-
 var _ frontend.Resolver = resolver{}

@@ -33,8 +33,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 type runFlags struct {
 	detach, interactive, tty, rm, readOnly, init, privileged, publishAll bool
 
-	name, workdir, user, entrypoint, network, hostname, memory, memorySwap  string
-	platform, pull, stopSignal, cidFile, shmSize, cpus, cpusetCPUs, envRoot string
+	name, workdir, user, entrypoint, network, hostname, memory, memorySwap string
+	platform, pull, stopSignal, cidFile, shmSize, cpus, cpusetCPUs         string
 
 	env, envFiles, publish, volumes, tmpfs, hosts, ulimits, capAdd, capDrop, labels, security []string
 
