@@ -138,7 +138,7 @@ func (x *execution) prepare(ctx context.Context) error {
 		return err
 	}
 	x.onClose(x.draft.Discard)
-	if err := x.sameRoot(); err != nil {
+	if err := sameRoot(x.draft.FS, x.index); err != nil {
 		return err
 	}
 	root, err := x.mountStack(x.root, x.draft.FS, x.draft.Work)
@@ -176,15 +176,14 @@ func (x *execution) prepare(ctx context.Context) error {
 	return x.mounts(ctx)
 }
 
-// sameRoot gives the layer's top directory the attributes that the root has:
-// in an overlay the uppermost ones count.
-func (x *execution) sameRoot() error {
-	e, _, ok := x.index.Lookup("")
+// sameRoot gives an upper directory the attributes that the root of the stack
+// below has: in an overlay the uppermost ones count.
+func sameRoot(upper string, below *tree.Index) error {
+	e, _, ok := below.Lookup("")
 	if !ok {
 		return nil
 	}
-	e.Path = ""
-	return setAttributes(x.draft.FS, &e)
+	return setAttributes(upper, &e)
 }
 
 // mountStack makes a detached mount of a stack.
@@ -292,7 +291,9 @@ func (x *execution) cwd() error {
 		if err != nil {
 			return fmt.Errorf("working folder %s: %w", x.o.Cwd, err)
 		}
-		err = unix.Mkdirat(parent, comp, 0o755)
+		if err = unix.Mkdirat(parent, comp, 0o755); err == nil {
+			err = unix.Fchmodat(parent, comp, 0o755, 0) // whatever the umask is
+		}
 		_ = unix.Close(parent)
 		if err != nil && err != unix.EEXIST {
 			return fmt.Errorf("working folder %s: %w", x.o.Cwd, err)

@@ -149,10 +149,17 @@ func (x *execution) bind(ctx context.Context, m op.Mount) error {
 			return err
 		}
 		upper, work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+		x.onClose(func() error { return os.RemoveAll(dir) })
 		if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o700)); err != nil {
 			return err
 		}
-		x.onClose(func() error { return os.RemoveAll(dir) })
+		idx, err := x.r.Store.Index(layers)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(os.Chmod(upper, 0o755), sameRoot(upper, idx)); err != nil {
+			return err
+		}
 	}
 	root, err := x.mountStack(layers, upper, work)
 	if err != nil {
@@ -262,7 +269,7 @@ func (x *execution) secret(m op.Mount) error {
 		if m.Required {
 			return fmt.Errorf("secret %s: not found: give it with --secret id=%s,src=FILE", m.ID, m.ID)
 		}
-		return nil
+		m.Target = "" // no file, and a variable that is empty
 	}
 	if m.Env != "" {
 		x.spec.Env = append(slices.DeleteFunc(x.spec.Env, func(kv string) bool { return strings.HasPrefix(kv, m.Env+"=") }), m.Env+"="+string(value))

@@ -197,7 +197,7 @@ func (k *picker) source(src string) error {
 	}
 	clean := strings.TrimPrefix(path.Clean("/"+src), "/")
 	matches := []string{clean}
-	if hasWildcard(clean) {
+	if hasWildcard(clean) && !k.o.Whole {
 		var err error
 		if matches, err = k.place.glob(clean); err != nil {
 			return err
@@ -282,9 +282,9 @@ func (k *picker) add(p, under, name string) error {
 // dir notes a directory source: the destination becomes a directory, with
 // the time of the last source. Its mode and owner count for mounts alone.
 func (k *picker) dir(e tree.Entry) {
-	e.Path, e.Source, e.Opaque = "", "", false
+	e.Path, e.Opaque = "", false
 	if !k.o.Whole {
-		e.Mode, e.UID, e.GID, e.Xattrs = 0o755, 0, 0, nil
+		e.Source, e.Mode, e.UID, e.GID, e.Xattrs = "", 0o755, 0, 0, nil
 	}
 	k.root = true
 	k.picked[""] = tree.Dir

@@ -36,9 +36,6 @@ func do(name string, args []string) error {
 	case "exit":
 		n, _ := strconv.Atoi(args[0])
 		os.Exit(n)
-	case "kill":
-		n, _ := strconv.Atoi(args[0])
-		return syscall.Kill(os.Getpid(), syscall.Signal(n))
 	case "env":
 		env := os.Environ()
 		slices.Sort(env)
