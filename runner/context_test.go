@@ -174,20 +174,6 @@ func TestOnlyWhatIsNamedIsLookedAt(t *testing.T) {
 	}
 }
 
-// TestUnreadable looks at a directory that may not be read. It runs without
-// the rights that root has over all files.
-func TestUnreadable(t *testing.T) {
-	b := newBed(t)
-	b.put("d 755 0:0 d", "f 644 0:0 d/x x")
-	c := copyTo("/", "d").vertex()
-	b.setup = func(r *Runner) {
-		// A selection is what is tested; the rest of the store needs root.
-		r.Contexts["context"] = Context{Dir: "/proc/1/nonexistent"}
-	}
-	_, err := b.try(t.Context(), c)
-	wantError(t, "no such context", err, "/proc/1/nonexistent")
-}
-
 func TestSelections(t *testing.T) {
 	b := newBed(t)
 	context := []string{"f 644 0:0 a/b/c/x x", "f 755 0:0 a/b/y y", "f 600 0:0 a/z z", "d 700 0:0 a", "l 777 0:0 link a"}
@@ -207,6 +193,7 @@ func TestSelections(t *testing.T) {
 		{"parents and any depth", op.Select{Sources: []string{"a/**/x"}, Parents: true}, []string{"d 700 0:0 a", "d 755 0:0 a/b", "d 755 0:0 a/b/c", "f 644 0:0 a/b/c/x x"}, ""},
 		{"parents, missing", op.Select{Sources: []string{"a/q"}, Parents: true}, nil, `"/a/q": not found`},
 		{"parents through a link", op.Select{Sources: []string{"link/z"}, Parents: true}, nil, `"/link/z": not found`},
+		{"parents, any depth, missing", op.Select{Sources: []string{"q/**/x"}, Parents: true}, []string{}, ""},
 		{"exclude", op.Select{Sources: []string{"a"}, Exclude: []string{"b/c"}}, []string{"d 755 0:0 b", "f 755 0:0 b/y y", "f 600 0:0 z z"}, ""},
 		{"exclude at any depth", op.Select{Sources: []string{"a"}, Exclude: []string{"**/y", "z"}}, []string{"d 755 0:0 b", "d 755 0:0 b/c", "f 644 0:0 b/c/x x"}, ""},
 		{"exclude but", op.Select{Sources: []string{"a"}, Exclude: []string{"*", "!b/y"}}, []string{"d 755 0:0 b", "f 755 0:0 b/y y"}, ""},

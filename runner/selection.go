@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -213,28 +215,40 @@ func (k *picker) source(src string) error {
 
 // withParents adds a source with its path; "/./" ends the part left out.
 func (k *picker) withParents(src string) error {
-	pivot := ""
+	left := 0 // components that are left out
 	if i := strings.Index("/"+src, "/./"); i >= 0 {
-		pivot = strings.Trim(path.Clean("/"+src[:i]), "/")
+		if pivot := strings.Trim(path.Clean("/"+src[:i]), "/"); pivot != "" {
+			left = strings.Count(pivot, "/") + 1
+		}
 	}
 	clean := strings.TrimPrefix(path.Clean("/"+src), "/")
 	matches := []string{clean}
-	if hasWildcard(clean) {
-		var err error
-		if matches, err = k.place.glob(clean); err != nil {
-			return err
-		}
+	var err error
+	if strings.Contains("/"+clean+"/", "/**/") {
+		matches, err = k.globDeep(clean)
+	} else if hasWildcard(clean) {
+		matches, err = k.place.glob(clean)
+	}
+	if err != nil {
+		return err
 	}
 	k.dir(tree.Entry{Type: tree.Dir})
 	for _, m := range matches {
-		rel := strings.Trim(strings.TrimPrefix(m, pivot), "/")
+		rel := m
+		for range left {
+			_, rel, _ = strings.Cut(rel, "/")
+		}
+		base := len(m) - len(rel)
 		for i := range rel {
 			if rel[i] != '/' {
 				continue
 			}
-			_, e, err := k.place.find(path.Join(pivot, rel[:i]), false)
+			_, e, err := k.place.find(m[:base+i], false)
 			if err != nil {
 				return err
+			}
+			if e.Type != tree.Dir {
+				return &missingError{fmt.Sprintf("%q: not found: with --parents no links are followed, and %q is a %s", "/"+m, "/"+m[:base+i], e.Type)}
 			}
 			e.Path, e.Source = rel[:i], ""
 			if err := k.put(e); err != nil {
@@ -246,6 +260,52 @@ func (k *picker) withParents(src string) error {
 		}
 	}
 	return nil
+}
+
+// globDeep lists what a pattern with "**" for any number of directories
+// matches, below the directory that its first components name.
+func (k *picker) globDeep(pattern string) ([]string, error) {
+	comps := strings.Split(pattern, "/")
+	for _, c := range comps {
+		if _, err := path.Match(c, ""); err != nil {
+			return nil, fmt.Errorf("pattern %q: %w", pattern, err)
+		}
+	}
+	fixed := 0
+	for !hasWildcard(comps[fixed]) {
+		fixed++
+	}
+	dir := path.Join(comps[:fixed]...)
+	if _, e, err := k.place.find(dir, false); errors.Is(err, fs.ErrNotExist) || err == nil && e.Type != tree.Dir {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	entries, err := k.place.walk(dir, nil)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, e := range entries {
+		if e.Path != "" && matchDeep(comps[fixed:], strings.Split(e.Path, "/")) {
+			found = append(found, path.Join(dir, e.Path))
+		}
+	}
+	return found, nil
+}
+
+func matchDeep(pattern, comps []string) bool {
+	if len(pattern) == 0 {
+		return len(comps) == 0
+	}
+	if pattern[0] == "**" {
+		return matchDeep(pattern[1:], comps) || len(comps) > 0 && matchDeep(pattern, comps[1:])
+	}
+	if len(comps) == 0 {
+		return false
+	}
+	ok, _ := path.Match(pattern[0], comps[0])
+	return ok && matchDeep(pattern[1:], comps[1:])
 }
 
 // add puts a file, or the contents of a directory, into the tree: a
