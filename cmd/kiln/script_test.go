@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,11 +19,29 @@ import (
 	ggcrregistry "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
 	"kiln.build/runner/sandbox"
+	"kiln.build/runner/sandbox/initbin"
+	"kiln.build/runner/sandbox/sandboxtest"
 )
 
 func TestMain(m *testing.M) {
 	sandbox.MaybeInit() // kiln run by a script starts sandboxes from this program
+	if err := testInit(); err != nil {
+		log.Fatal(err)
+	}
 	testscript.Main(m, map[string]func(){"kiln": main})
+}
+
+// testInit gives this program, and the kiln that it is in scripts, the
+// sandbox's init as a file: built once, and found by its name afterwards.
+func testInit() error {
+	if os.Getenv(sandboxtest.File) == "" && len(initbin.Program) == 0 {
+		file := filepath.Join(os.TempDir(), fmt.Sprintf("kiln-test-init-%d", os.Getpid()))
+		if err := sandboxtest.Build(file, "kiln.build/runner/sandbox/init"); err != nil {
+			return err
+		}
+		os.Setenv(sandboxtest.File, file)
+	}
+	return sandboxtest.Init()
 }
 
 // TestScripts runs testdata/script. Each script has a store of its own;
@@ -41,6 +60,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("KILN_ROOT", e.WorkDir+"/.store")
 			e.Setenv("HOME", e.WorkDir+"/.home")
+			e.Setenv(sandboxtest.File, os.Getenv(sandboxtest.File))
 			e.Setenv("GORACE", "atexit_sleep_ms=0")
 			return nil
 		},

@@ -128,6 +128,9 @@ func Build(ctx context.Context, o Options) (*frontend.Result, error) {
 // parse reads the text into stages.
 func (b *build) parse() error {
 	b.lint = linter.New(&linter.Config{SkipAll: b.SkipChecks, Warn: b.warn})
+	if len(bytes.TrimSpace(b.Dockerfile)) == 0 {
+		return &frontend.SourceError{Location: solver.Location{File: b.file}, Err: errors.New("the Dockerfile is empty")}
+	}
 	if err := b.directives(); err != nil {
 		return err
 	}

@@ -247,7 +247,7 @@ func TestErrors(t *testing.T) {
 		line             int
 		change           func(*Options)
 	}{
-		{name: "empty", text: "", want: "file with no instructions"},
+		{name: "empty", text: " \n", want: "is empty"},
 		{name: "only comments", text: "# x\n", want: "file with no instructions"},
 		{name: "no stage", text: "RUN x", want: "no build stage in current context", line: 1},
 		{name: "only ARG", text: "ARG x=1", want: "no build stage"},
