@@ -9,7 +9,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GOARCH  ?= $(shell $(GO) env GOARCH)
 
 INIT    := runner/sandbox/initbin/init
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.gitCommit=$(shell git rev-parse HEAD 2>/dev/null)
 BUILD   := CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build -trimpath
 
 # The race detector needs cgo and a C compiler; without one, tests run plain.
