@@ -3,6 +3,7 @@ package runner
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -171,6 +172,32 @@ func TestOnlyWhatIsNamedIsLookedAt(t *testing.T) {
 	b.build(&solver.Vertex{Op: op.Select{Context: "context", Sources: []string{"."}, Ignore: []string{"trap", "hidden", "other.*"}}, Volatile: true})
 	if got := strings.Join(touched(all...), " "); got != ". one.txt d d/x d/y" {
 		t.Errorf("with ignored ones: read %s", got)
+	}
+}
+
+// TestUnreadable looks at directories and files that may not be read, without
+// the rights that root has over all files.
+func TestUnreadable(t *testing.T) {
+	b := newBed(t)
+	b.put("d 0 0:0 d", "f 0 0:0 f f", "d 755 0:0 e", "d 0 0:0 e/d")
+	r := &Runner{Store: b.store, Contexts: map[string]Context{"context": {Dir: b.dir}}}
+	defer r.Close()
+	if _, err := r.context("context"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(b.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for source, want := range map[string]string{"d": `"/d"`, "d/x": `"/d/x"`, "d/*": `"/d"`, "f": `"/f"`, "e": `"/e/d"`} {
+		errs := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and end with the thread
+			_ = unix.Setfsuid(65534)
+			p := &localPlace{ctx: t.Context(), c: r.contexts["context"], ignore: &ignore{}}
+			_, err := pick(op.Select{Sources: []string{source}}, p)
+			errs <- err
+		}()
+		wantError(t, source, <-errs, want, "permission denied")
 	}
 }
 

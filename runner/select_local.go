@@ -203,34 +203,54 @@ type localPlace struct {
 	ignore *ignore
 }
 
-func (p *localPlace) list(dir string) []string {
+// list is what a directory holds and .dockerignore leaves, sorted.
+func (p *localPlace) list(dir string) ([]string, error) {
 	resolved, err := p.resolve(dir, true)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	f, err := p.c.openat(resolved, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer f.Close()
 	all, err := f.ReadDir(-1)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var names []string
 	for _, e := range all {
-		if hide, err := p.ignore.hidden(path.Join(dir, e.Name()), e.IsDir()); err != nil || hide && !(e.IsDir() && p.ignore.mayHold(path.Join(dir, e.Name()))) {
-			continue
+		at := path.Join(dir, e.Name())
+		hide, err := p.ignore.hidden(at, e.IsDir())
+		if err != nil {
+			return nil, err
 		}
-		names = append(names, e.Name())
+		if !hide || e.IsDir() && p.ignore.mayHold(at) {
+			names = append(names, e.Name())
+		}
 	}
 	// ReadDir of an open file keeps the disk's order.
 	slices.Sort(names)
+	return names, nil
+}
+
+// near is list for hints, which may fail.
+func (p *localPlace) near(dir string) []string {
+	names, _ := p.list(dir)
 	return names
 }
 
 func (p *localPlace) glob(pattern string) ([]string, error) {
-	return globber(pattern, func(dir string) ([]string, error) { return p.list(dir), nil })
+	return globber(pattern, func(dir string) ([]string, error) {
+		names, err := p.list(dir)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+			return nil, nil // what is no directory holds nothing that matches
+		case err != nil:
+			return nil, fmt.Errorf("%q in %s: %w", "/"+dir, p.c.name, err)
+		}
+		return names, nil
+	})
 }
 
 // resolve follows the links of a path inside the directory.
@@ -300,7 +320,7 @@ func (p *localPlace) find(name string, follow bool) (string, tree.Entry, error) 
 	}
 	resolved, err := p.resolve(name, follow)
 	if err != nil {
-		return "", tree.Entry{}, notFound(name, err, p.list, where)
+		return "", tree.Entry{}, notFound(name, err, p.near, where)
 	}
 	hide, err := p.ignore.hidden(resolved, false)
 	if err != nil {
@@ -312,7 +332,7 @@ func (p *localPlace) find(name string, follow bool) (string, tree.Entry, error) 
 	e, err := p.entry(resolved, hide)
 	switch {
 	case err != nil:
-		return "", e, notFound(name, err, p.list, where)
+		return "", e, notFound(name, err, p.near, where)
 	case hide && e.Type != tree.Dir:
 		return "", tree.Entry{}, p.ignoredError(resolved) // only what a directory holds can come back
 	}
