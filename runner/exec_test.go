@@ -366,6 +366,37 @@ func TestOtherMounts(t *testing.T) {
 	}
 }
 
+// TestCacheSharing runs two steps that wait for each other in a shared cache,
+// and two that would meet in a locked one.
+func TestCacheSharing(t *testing.T) {
+	b := newBed(t)
+	root := b.stage(world...)
+	m := op.Mount{Type: op.Cache, Target: "/c", CacheID: "shared"}
+	join := func(one, two *running) *solver.Vertex {
+		last := do(root, "write /joined x")
+		last.inputs = []*solver.Vertex{one.vertex(), two.vertex()}
+		return last.vertex()
+	}
+	b.build(join(
+		do(root, "write /c/one 1", "await /c/two").mount(m),
+		do(root, "write /c/two 2", "await /c/one").mount(m)))
+
+	m.CacheID, m.Sharing = "locked", "locked"
+	step := func(name string) *running {
+		return do(root, "mkdir /c/busy/"+name, "ls /c/busy", "rm /c/busy").mount(m)
+	}
+	b.build(join(step("one"), step("two")))
+	if got := b.logs[1].String(); got != "one\ntwo\n" && got != "two\none\n" {
+		t.Errorf("steps met in a locked cache: %q", got)
+	}
+
+	m.CacheID, m.Sharing = "private", "private"
+	b.build(join(step("three"), step("four")))
+	if got := b.logs[1].String(); got != "three\nfour\n" && got != "four\nthree\n" {
+		t.Errorf("steps met in a private cache: %q", got)
+	}
+}
+
 func TestBackgroundProcessesEnd(t *testing.T) {
 	b := newBed(t)
 	if got := b.run(do(b.stage(world...), "spawn sleep", "echo started")); got != "started" {

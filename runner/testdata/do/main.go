@@ -97,6 +97,13 @@ func do(name string, args []string) error {
 		return unix.Chmod(args[0], uint32(n))
 	case "mv":
 		return os.Rename(args[0], args[1])
+	case "await": // another process makes the file
+		for {
+			if _, err := os.Stat(args[0]); err == nil {
+				return nil
+			}
+			time.Sleep(time.Millisecond)
+		}
 	case "sleep":
 		time.Sleep(time.Hour)
 	case "spawn": // what goes on in the background
