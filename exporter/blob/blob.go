@@ -133,8 +133,7 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 		return Blob{}, err
 	}
 	o := archive.PackOptions{Epoch: epoch, Layer: l.Digest}
-	alone := !dependsOnLower(t)
-	if !alone {
+	if dependsOnLower(t) {
 		p = q
 		if o.Lower, err = m.Store.Index(layers[:i]); err != nil {
 			return Blob{}, err
@@ -155,7 +154,7 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 			// The step that made it runs again in the next build.
 			return Blob{}, errors.Join(err, m.Store.Invalidate(l.Digest))
 		}
-		if err == nil && !opaque(t) {
+		if err == nil && same(t, o.Lower) {
 			// So that the archive is never unpacked where it was made. Not
 			// to remember it costs time later, and nothing now.
 			l.Origin = nil
@@ -165,15 +164,28 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 	})
 }
 
-// opaque reports whether a layer hides what is below some directory, which
-// its archive says by naming what there was: over another base the two differ.
-func opaque(t *tree.Tree) bool {
+// same reports whether unpacking a layer's blob would give the layer itself.
+// It would not where the layer hides what is below some directory, which the
+// blob says by naming what there was, where it deletes what is not there, or
+// has extended attributes that blobs do not keep.
+func same(t *tree.Tree, lower *tree.Index) bool {
 	for i := range t.Entries {
-		if t.Entries[i].Opaque {
-			return true
+		e := &t.Entries[i]
+		if e.Opaque {
+			return false
+		}
+		if e.Type == tree.Whiteout {
+			if _, _, ok := lower.Lookup(e.Path); !ok {
+				return false
+			}
+		}
+		for name := range e.Xattrs {
+			if name != "security.capability" {
+				return false
+			}
 		}
 	}
-	return false
+	return true
 }
 
 // dependsOnLower reports whether the tar stream of a layer is shaped by what
@@ -187,19 +199,6 @@ func dependsOnLower(t *tree.Tree) bool {
 			return true
 		case e.Path == "" && (e.Mode != 0o755 || e.UID != 0 || e.GID != 0):
 			return true
-		}
-	}
-	return false
-}
-
-// privateXattrs reports whether a layer has extended attributes that its blob
-// does not.
-func privateXattrs(t *tree.Tree) bool {
-	for i := range t.Entries {
-		for name := range t.Entries[i].Xattrs {
-			if name != "security.capability" {
-				return true
-			}
 		}
 	}
 	return false
