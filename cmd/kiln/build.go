@@ -344,6 +344,7 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 	}
 	o.Ignore, o.IgnoreFile = b.in.ignore, b.in.ignoreFile
 	o.Resolver = resolver{b.runner, b.flags.pull}
+	o.Secrets, o.SSH = known(b.runner.Secrets), known(b.runner.SSH)
 	o.MultiPlatform = len(b.platforms) > 1
 	o.Contexts = map[string]frontend.Context{}
 	for name, c := range b.in.contexts {
@@ -388,6 +389,15 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 		built = append(built, exporter.Image{Output: outs[i], Config: r.Image, Platform: r.Platform})
 	}
 	return built, warnings, nil
+}
+
+// known are the keys of a map.
+func known[V any](m map[string]V) map[string]bool {
+	ids := map[string]bool{}
+	for id := range m {
+		ids[id] = true
+	}
+	return ids
 }
 
 // explain gives a failure the place in the Dockerfile that it belongs to, and

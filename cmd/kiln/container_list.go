@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"text/template"
@@ -14,10 +15,10 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"kiln.build/cache"
+	"kiln.build/runner"
 	"kiln.build/runner/container"
 	"kiln.build/runner/sandbox"
-
-	"kiln.build/runner"
 )
 
 // each applies f to the containers of the names, and goes on after errors,
@@ -508,16 +509,14 @@ func (a *app) execCommand() *cobra.Command {
 		Use: "exec [flags] CONTAINER COMMAND [ARG...]", Short: "Run another command in a running container", Args: cobra.MinimumNArgs(2),
 		Example: "  kiln exec -it web sh",
 		RunE: func(c *cobra.Command, args []string) error {
-			store, err := a.open()
+			// Not in a user namespace of its own: the command joins the
+			// container's from where this user is.
+			store, err := cache.Open(a.root, cache.Options{ReadOnly: true})
 			if err != nil {
 				return cliFailed(err)
 			}
 			defer store.Close()
-			set, err := a.containers()
-			if err != nil {
-				return cliFailed(err)
-			}
-			k, err := set.Find(args[0])
+			k, err := container.Set{Dir: filepath.Join(a.root, "containers")}.Find(args[0])
 			if err != nil {
 				return &exitError{1, err}
 			}

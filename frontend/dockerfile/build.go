@@ -58,6 +58,10 @@ type Options struct {
 	Allowed    map[string]bool // entitlements: network.host, security.insecure
 	Resolver   frontend.Resolver
 	SkipChecks bool // no lint warnings
+
+	// Secrets and SSH are the ids that are given; a required one that is not
+	// among them is an error before anything runs. Nil checks nothing.
+	Secrets, SSH map[string]bool
 }
 
 // build is one call of Build.

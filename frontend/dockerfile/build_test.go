@@ -274,6 +274,7 @@ func TestErrors(t *testing.T) {
 		{name: "insecure", text: "FROM base\nRUN --security=insecure x", want: "--allow=security.insecure", line: 2},
 		{name: "mount on root", text: "FROM base\nRUN --mount=target=/ x", want: "invalid mount target", line: 2},
 		{name: "mount key", text: "FROM base\nRUN --mount=type=cache,targt=/x y", want: "targt", line: 2},
+		{name: "required secret", text: "FROM base\nRUN --mount=type=secret,id=t,required=true x", want: "secret t: not found", line: 2, change: func(o *Options) { o.Secrets = map[string]bool{} }},
 		{name: "remote ADD", text: "FROM base\nADD https://example.com/x /", want: "remote sources", line: 2},
 		{name: "lint as error", text: "# check=error=true\nFROM base\nENV A b", want: "LegacyKeyValueFormat"},
 	} {

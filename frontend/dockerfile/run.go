@@ -205,6 +205,9 @@ func (b *build) mount(s *stage, v *solver.Vertex, exec *op.Exec, m *instructions
 		if m.Mode == nil {
 			om.Mode = 0o400
 		}
+		if m.Required && b.Secrets != nil && !b.Secrets[om.ID] {
+			return fmt.Errorf("secret %s: not found: give it with --secret id=%s,src=FILE", om.ID, om.ID)
+		}
 		exec.Mounts = append(exec.Mounts, om)
 	case instructions.MountTypeSSH:
 		if om.ID = m.CacheID; om.ID == "" {
@@ -215,6 +218,9 @@ func (b *build) mount(s *stage, v *solver.Vertex, exec *op.Exec, m *instructions
 		}
 		if m.Mode == nil {
 			om.Mode = 0o600
+		}
+		if m.Required && b.SSH != nil && !b.SSH[om.ID] {
+			return fmt.Errorf("ssh agent %s: not found: give it with --ssh %s", om.ID, om.ID)
 		}
 		exec.Mounts = append(exec.Mounts, om)
 	}

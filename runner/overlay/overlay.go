@@ -7,6 +7,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -93,7 +94,11 @@ func mount(o Options) (*os.File, error) {
 	}
 	// From the top: each is put below those named before.
 	for i := len(o.Lower) - 1; i >= 0; i-- {
-		if err := set("lowerdir+", o.Lower[i]); err != nil {
+		err := set("lowerdir+", o.Lower[i])
+		if errors.Is(err, unix.EINVAL) && i == len(o.Lower)-1 {
+			return nil, fmt.Errorf("%w (overlay mounts need Linux 6.5 or later)", err)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

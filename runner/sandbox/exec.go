@@ -35,7 +35,7 @@ func Exec(ctx context.Context, pid int, c Command) (*Process, error) {
 }
 
 func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Process, error) {
-	same, err := sameUserNamespace(pid)
+	flags, err := otherNamespaces(pid)
 	if err != nil {
 		return nil, fmt.Errorf("find process %d: %w", pid, err)
 	}
@@ -57,7 +57,7 @@ func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Proce
 	if err != nil {
 		return nil, err
 	}
-	if !same {
+	if flags&unix.CLONE_NEWUSER != 0 {
 		// Whoever joins a user namespace of theirs has all in there.
 		have = 1<<len(capabilities) - 1
 	}
@@ -67,7 +67,7 @@ func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Proce
 	}
 	plan.Join = true
 	plan.SetGroups = setgroupsAllowed(strconv.Itoa(pid))
-	child, err := join(int(target.Fd()), !same, plan.files)
+	child, err := join(int(target.Fd()), flags, plan.files)
 	if err != nil {
 		return nil, err
 	}

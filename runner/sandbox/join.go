@@ -44,12 +44,36 @@ type joiner struct {
 	result  [2]int64
 }
 
-// joinNamespaces are those that an exec enters, but for the user namespace.
-const joinNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET |
-	unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+// joinNamespaces are those that an exec enters.
+var joinNamespaces = []struct {
+	flag int
+	name string
+}{
+	{unix.CLONE_NEWUSER, "user"}, {unix.CLONE_NEWNS, "mnt"}, {unix.CLONE_NEWPID, "pid"}, {unix.CLONE_NEWNET, "net"},
+	{unix.CLONE_NEWIPC, "ipc"}, {unix.CLONE_NEWUTS, "uts"}, {unix.CLONE_NEWCGROUP, "cgroup"},
+}
 
-// join starts the init in the namespaces of the process pidfd.
-func join(pidfd int, user bool, files []*os.File) (int, error) {
+// otherNamespaces are the flags of the namespaces that a process does not
+// share with this one. One that it shares must not be joined: from the inside
+// of a user namespace the kernel allows nobody to join the machine's own.
+func otherNamespaces(pid int) (flags int, err error) {
+	for _, ns := range joinNamespaces {
+		var a, b unix.Stat_t
+		if err := unix.Stat("/proc/self/ns/"+ns.name, &a); err != nil {
+			return 0, err
+		}
+		if err := unix.Stat("/proc/"+strconv.Itoa(pid)+"/ns/"+ns.name, &b); err != nil {
+			return 0, err
+		}
+		if a.Dev != b.Dev || a.Ino != b.Ino {
+			flags |= ns.flag
+		}
+	}
+	return flags, nil
+}
+
+// join starts the init in these namespaces of the process pidfd.
+func join(pidfd, flags int, files []*os.File) (int, error) {
 	program, err := initFile()
 	if err != nil {
 		return 0, err
@@ -59,10 +83,7 @@ func join(pidfd int, user bool, files []*os.File) (int, error) {
 		return 0, fmt.Errorf("join the sandbox: %w", err)
 	}
 	defer unix.Close(pipe[0])
-	j := &joiner{pidfd: pidfd, flags: joinNamespaces, program: int(program.Fd()), report: pipe[1]}
-	if user {
-		j.flags |= unix.CLONE_NEWUSER
-	}
+	j := &joiner{pidfd: pidfd, flags: uintptr(flags), program: int(program.Fd()), report: pipe[1]}
 	for _, f := range files {
 		j.files = append(j.files, int(f.Fd()))
 	}
@@ -231,16 +252,4 @@ func (j *joiner) die(step int64, e syscall.Errno) {
 	for {
 		syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 1, 0, 0)
 	}
-}
-
-// sameUserNamespace says whether the process pid is in ours.
-func sameUserNamespace(pid int) (bool, error) {
-	var a, b unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/user", &a); err != nil {
-		return false, err
-	}
-	if err := unix.Stat("/proc/"+strconv.Itoa(pid)+"/ns/user", &b); err != nil {
-		return false, err
-	}
-	return a.Dev == b.Dev && a.Ino == b.Ino, nil
 }
