@@ -1,6 +1,6 @@
 module kiln.build
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/containerd/platforms v1.0.0-rc.5
