@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -16,6 +17,9 @@ import (
 
 // containerInterface is the name of the interface inside.
 const containerInterface = "eth0"
+
+// settleTries is for how many milliseconds an interface may take to activate.
+const settleTries = 100
 
 // Endpoint is a container's place at the bridge.
 type Endpoint struct {
@@ -40,7 +44,7 @@ type Endpoint struct {
 func (b *Bridge) Attach(ctx context.Context, pid int) (*Endpoint, error) {
 	ns, err := openNamespace(pid)
 	if err != nil {
-		return nil, fmt.Errorf("attach process %d to the network: %w", pid, err)
+		return nil, unavailable(fmt.Errorf("attach process %d to the network: %w", pid, err))
 	}
 	defer ns.Close()
 	r, err := b.ensure(ctx)
@@ -51,7 +55,7 @@ func (b *Bridge) Attach(ctx context.Context, pid int) (*Endpoint, error) {
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("attach process %d to the network: %w", pid, err))
 	}
-	if err := ep.configure(r.gateway, ns); err != nil {
+	if err := ep.configure(ctx, r, ns); err != nil {
 		return nil, errors.Join(fmt.Errorf("attach process %d to the network: %w", pid, err), ep.Close())
 	}
 	return ep, nil
@@ -64,7 +68,7 @@ func openNamespace(pid int) (netns.NsHandle, error) {
 	if err != nil {
 		return ns, fmt.Errorf("open network namespace: %w", err)
 	}
-	own, err := netns.GetFromPid(os.Getpid())
+	own, err := netns.Get()
 	if err != nil {
 		ns.Close()
 		return ns, fmt.Errorf("open own network namespace: %w", err)
@@ -169,9 +173,9 @@ func addPair(ip netip.Addr, r ready, ns netns.NsHandle) (int, error) {
 	return veth.Index, nil
 }
 
-// configure brings both ends up. The container's comes first: with it the pair
-// has a carrier when the bridge sees its port come up, and forwards at once.
-func (e *Endpoint) configure(gateway netip.Prefix, ns netns.NsHandle) error {
+// configure gives the container's end its address and route, and returns when
+// both ends pass packets.
+func (e *Endpoint) configure(ctx context.Context, r ready, ns netns.NsHandle) error {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink in its namespace: %w", err)
@@ -181,20 +185,54 @@ func (e *Endpoint) configure(gateway netip.Prefix, ns netns.NsHandle) error {
 	if err != nil {
 		return fmt.Errorf("find its %s: %w", containerInterface, err)
 	}
-	addr := netip.PrefixFrom(e.IP, gateway.Bits())
+	addr := netip.PrefixFrom(e.IP, r.gateway.Bits())
 	if err := h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
 		return fmt.Errorf("give it the address %s: %w", addr, err)
 	}
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set its %s up: %w", containerInterface, err)
 	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.Addr().AsSlice()}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: r.gateway.Addr().AsSlice()}
 	if err := h.RouteAdd(route); err != nil {
 		return fmt.Errorf("give it a default route: %w", err)
 	}
 	host := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: e.index}}
 	if err := netlink.LinkSetUp(host); err != nil {
 		return fmt.Errorf("set the host's end up: %w", err)
+	}
+	// In this order, as the carrier of each brings up the next one's.
+	pkg := &netlink.Handle{}
+	for _, l := range []struct {
+		h     *netlink.Handle
+		index int
+	}{{h, link.Attrs().Index}, {pkg, e.index}, {pkg, r.index}} {
+		if err := settle(ctx, l.h, l.index); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle waits until an interface that is up passes packets. The kernel
+// activates one in the background after its carrier comes; packets sent
+// before are lost, and a lost ARP request is sent again only after a second.
+// Since Linux 6.8 asking for an interface's state completes the activation,
+// so that there is no waiting; on older kernels it takes milliseconds. If it
+// does not come within settleTries, then it is left to the background.
+func settle(ctx context.Context, h *netlink.Handle, index int) error {
+	for range settleTries {
+		link, err := h.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("wait for interface %d: %w", index, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
 	}
 	return nil
 }
