@@ -39,7 +39,7 @@ ifeq ($(RACE),)
 	@echo "no C compiler, or cgo is off: the tests run without the race detector"
 endif
 	@for m in $(MODULES); do \
-		(cd $$m && CGO_ENABLED=$(if $(RACE),1,0) $(GO) test $(RACE) -timeout 20m $(TESTFLAGS) ./...) || failed=1; \
+		(cd $$m && GORACE=atexit_sleep_ms=0 CGO_ENABLED=$(if $(RACE),1,0) $(GO) test $(RACE) -timeout 20m $(TESTFLAGS) ./...) || failed=1; \
 	done; test -z "$$failed"
 
 lint: ## gofmt, vet, staticcheck

@@ -10,7 +10,7 @@ import (
 
 // containerCommands are the commands for the life of containers.
 func (a *app) containerCommands() []*cobra.Command {
-	group := &cobra.Command{Use: "container", Short: "Manage containers"}
+	group := &cobra.Command{Use: "container", Short: "Manage containers", Example: "  kiln container ls -a"}
 	group.AddCommand(a.containerLife()...)
 	group.AddCommand(a.containerPrune())
 	return append(a.containerLife(), group, a.monitorCommand())

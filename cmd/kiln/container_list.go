@@ -394,6 +394,7 @@ func (a *app) containerPrune() *cobra.Command {
 	var force bool
 	c := &cobra.Command{
 		Use: "prune", Short: "Remove all containers that do not run", Args: cobra.NoArgs,
+		Example: "  kiln container prune -f",
 		RunE: func(*cobra.Command, []string) error {
 			set, err := a.containers()
 			if err != nil {
