@@ -251,6 +251,21 @@ func TestAttachRefusals(t *testing.T) {
 	}
 }
 
+// The bridge keeps its MTU when its last container goes.
+func TestBridgeKeepsMTU(t *testing.T) {
+	b := newBridge(t)
+	if err := attach(t, b, newContainer(t)).Close(); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName(b.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := link.Attrs().MTU; got != testMTU {
+		t.Errorf("MTU %d with no container left, want %d", got, testMTU)
+	}
+}
+
 // What others took away is made again.
 func TestAttachRepairs(t *testing.T) {
 	b := newBridge(t)

@@ -100,9 +100,14 @@ func (b *Bridge) addLink() (netlink.Link, error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = b.name
-	attrs.MTU = mtu
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(bridge); err != nil {
 		return nil, fmt.Errorf("add bridge: %w", err)
+	}
+	// One given when a bridge is added is not kept: with its last port gone
+	// the kernel goes back to 1500. One that is set afterwards is.
+	if err := netlink.LinkSetMTU(bridge, mtu); err != nil {
+		return nil, fmt.Errorf("set MTU of bridge: %w", err)
 	}
 	return netlink.LinkByName(b.name)
 }
