@@ -42,6 +42,7 @@ type Runner struct {
 	empty      string
 	emptyOnce  sync.Once
 	emptyErr   error
+	detaching  sync.WaitGroup // sandboxes leaving the network
 }
 
 // Context is a local directory that files are copied from.
@@ -86,6 +87,7 @@ func (r *Runner) Run(ctx context.Context, a *solver.Action) (solver.Result, erro
 
 // Close ends the use of local directories and keeps what was learned of them.
 func (r *Runner) Close() error {
+	r.detaching.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var first error

@@ -67,16 +67,18 @@ func attachNetwork(ctx context.Context, pid int, ports []container.Port) (*conta
 	}
 	end := &container.Endpoint{IP: e.IP.String()}
 	var proxies []*network.Proxy
+	// The interface goes with the container's namespace, and the address with
+	// this process: taking them away here would make the user wait for it.
 	end.Detach = func() error {
 		for _, p := range proxies {
 			_ = p.Close() // always nil
 		}
-		return e.Close()
+		return nil
 	}
 	for _, p := range ports {
 		x, err := network.Publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto}, e.IP)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("publish %s: %w", p, err), end.Detach())
+			return nil, errors.Join(fmt.Errorf("publish %s: %w", p, err), end.Detach(), e.Close())
 		}
 		proxies = append(proxies, x)
 		p.HostPort = x.HostPort
