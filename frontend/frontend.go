@@ -7,6 +7,7 @@ package frontend
 
 import (
 	"context"
+	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
@@ -25,6 +26,10 @@ type Result struct {
 	Image dockerspec.DockerOCIImage
 
 	Platform ocispecs.Platform
+
+	// Epoch is the SOURCE_DATE_EPOCH in force, nil where there is none.
+	Epoch *time.Time
+
 	Warnings []Warning
 }
 

@@ -32,28 +32,36 @@ func At(loc solver.Location, err error) error {
 	return &SourceError{Location: loc, Err: err}
 }
 
-// contextLines is how many lines a snippet shows before and after its own.
-const contextLines = 2
+// LintError says that warnings were asked to be errors, and there are some.
+type LintError struct {
+	Rules []string // names of the rules violated, sorted
+}
+
+func (e *LintError) Error() string {
+	return "lint violation found for rules: " + strings.Join(e.Rules, ", ")
+}
 
 // Snippet shows the lines of a place as docker does: numbered, framed, with
-// ">>>" before those that are meant. It is empty where there are none.
+// ">>>" before those that are meant, two lines around a single one and one
+// around several. It is empty where there are none.
 func Snippet(source []byte, loc solver.Location) string {
-	lines := strings.Split(string(source), "\n")
-	if n := len(lines); n > 0 && lines[n-1] == "" {
-		lines = lines[:n-1]
-	}
+	lines := strings.Split(strings.TrimSuffix(string(source), "\n"), "\n")
 	if loc.Start < 1 || loc.Start > len(lines) {
 		return ""
 	}
 	end := min(max(loc.End, loc.Start), len(lines))
+	around := 1
+	if end == loc.Start {
+		around = 2
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s:%d\n--------------------\n", loc.File, loc.Start)
-	for i := max(1, loc.Start-contextLines); i <= min(len(lines), end+contextLines); i++ {
+	for i := max(1, loc.Start-around); i <= min(len(lines), end+around); i++ {
 		mark := "   "
 		if i >= loc.Start && i <= end {
 			mark = ">>>"
 		}
-		fmt.Fprintf(&b, "%4d | %s %s\n", i, mark, strings.TrimSuffix(lines[i-1], "\r"))
+		fmt.Fprintf(&b, " %3d | %s %s\n", i, mark, strings.TrimSuffix(lines[i-1], "\r"))
 	}
 	b.WriteString("--------------------\n")
 	return b.String()

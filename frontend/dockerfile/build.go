@@ -3,23 +3,27 @@
 // [Build] parses the text with BuildKit's parser, instructions, shell and
 // linter packages, which define the language, and turns the stages that the
 // target needs into a graph of the ops in package solver/op and an image
-// config. It reads nothing but its Options: base images come from a Resolver,
-// and files are chosen by ops that the runner performs later.
+// config. [Lint] does the same for its warnings alone. Both read nothing but
+// their Options: base images come from a Resolver, and files are chosen by
+// ops that the runner performs later.
+//
+// The work has four steps: parse (text to stages), from (what each stage
+// starts from), reach (the stages that the target needs, with their base
+// images and ONBUILD triggers), and lower (instructions to vertices).
 package dockerfile
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"sort"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/util/suggest"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"github.com/moby/patternmatcher"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"kiln.build/frontend"
 	"kiln.build/solver"
@@ -42,13 +46,20 @@ type Options struct {
 	BuildPlatform ocispecs.Platform // of this machine; zero is found out
 	MultiPlatform bool              // step names tell the platform
 
-	Contexts   map[string]frontend.Context // by lower-case name
-	Ignore     []string                    // patterns of the main context's .dockerignore
-	IgnoreFile string                      // its name, for messages
+	// Contexts are the named contexts: "name", or "name::platform" for one
+	// platform. They come before stages and images of the same name.
+	Contexts map[string]frontend.Context
+
+	Ignore     []string // patterns of the main context's .dockerignore
+	IgnoreFile string   // its name, for messages
 
 	NoCache       bool
 	NoCacheStages []string
 	GitModes      bool // see op.Select
+
+	// SourceDateEpoch is the time of the history entries; nil takes it from
+	// the build or global argument SOURCE_DATE_EPOCH, if there is one.
+	SourceDateEpoch *time.Time
 
 	Network    string // of RUN steps: "", "default", "none", "host"
 	Hosts      []op.Host
@@ -67,22 +78,65 @@ type Options struct {
 // build is one call of Build.
 type build struct {
 	Options
-	file      string
-	escape    rune
-	lint      *linter.Linter
-	warnings  []frontend.Warning
-	stages    []*stage
-	byName    map[string]*stage // last of each name
-	globals   *variables        // predefined and global arguments
-	declared  map[string]bool   // names of all ARGs
-	overrides map[string]string // build arguments
-	images    images
+	file     string
+	crossing bool // the target platform is not simply this machine's
+	warnings []frontend.Warning
+	lint     *linter.Linter
+	ignore   *patternmatcher.PatternMatcher // of the main context; nil hides nothing
+
+	lex      *shell.Lex // variables and quotes
+	rawLex   *shell.Lex // variables alone, as in heredocs
+	shownLex *shell.Lex // variables that are set, all else verbatim
+
+	globals  *variables      // predefined and global arguments
+	unset    map[string]bool // global arguments without a value
+	declared map[string]bool // names of all ARGs, of all stages
+
+	stages   []*stage
+	byName   map[string][]*stage // in order
+	contexts map[string]string   // names in Contexts by their plain form
+	images   map[string]*image
+	badRefs  map[string]error // results of parsing references
 }
 
 // Build lowers a Dockerfile. Errors that have a place in it are
-// [*frontend.SourceError].
+// [*frontend.SourceError]. The result is never nil: beside an error it holds
+// the warnings found so far.
 func Build(ctx context.Context, o Options) (*frontend.Result, error) {
-	b := &build{Options: o, file: o.Name, byName: map[string]*stage{}, declared: map[string]bool{}, overrides: o.BuildArgs}
+	b := newBuild(o)
+	target, err := b.lowered(ctx, false)
+	if err != nil {
+		return &frontend.Result{Warnings: b.sortedWarnings()}, err
+	}
+	img := target.image
+	for _, k := range sortedKeys(o.Labels) {
+		setKey(&img.Config.Labels, k, o.Labels[k])
+	}
+	img.Platform = platforms.Normalize(target.actual)
+	if b.crossing {
+		img.Platform = platforms.Normalize(b.Platform)
+	}
+	img.RootFS = ocispecs.RootFS{Type: "layers"}
+	return &frontend.Result{
+		Target: target.root, Image: img, Platform: img.Platform,
+		Epoch: b.SourceDateEpoch, Warnings: b.sortedWarnings(),
+	}, nil
+}
+
+// Lint checks a Dockerfile without a build, every stage of it unless
+// o.Target names one. The warnings are complete where the error is nil or a
+// [*frontend.LintError].
+func Lint(ctx context.Context, o Options) ([]frontend.Warning, error) {
+	b := newBuild(o)
+	_, err := b.lowered(ctx, o.Target == "")
+	return b.sortedWarnings(), err
+}
+
+func newBuild(o Options) *build {
+	b := &build{
+		Options: o, file: o.Name, globals: newVariables(), unset: map[string]bool{}, declared: map[string]bool{},
+		byName: map[string][]*stage{}, images: map[string]*image{}, badRefs: map[string]error{},
+	}
 	if b.file == "" {
 		b.file = "Dockerfile"
 	}
@@ -92,18 +146,42 @@ func Build(ctx context.Context, o Options) (*frontend.Result, error) {
 	if b.Platform.OS == "" {
 		b.Platform = b.BuildPlatform
 	}
-	b.images.resolver = o.Resolver
-	if err := b.parse(); err != nil {
+	b.crossing = o.MultiPlatform || platforms.FormatAll(b.Platform) != platforms.FormatAll(b.BuildPlatform)
+	b.contexts = plainNames(o.Contexts)
+	return b
+}
+
+// lowered does all the work up to the lowered target, or for all stages.
+func (b *build) lowered(ctx context.Context, all bool) (*stage, error) {
+	globalArgs, err := b.parse()
+	if err != nil {
 		return nil, err
+	}
+	if len(b.Ignore) > 0 {
+		if b.ignore, err = patternmatcher.New(b.Ignore); err != nil {
+			return nil, fmt.Errorf("%s: %w", b.IgnoreFile, err)
+		}
 	}
 	target, err := b.target()
 	if err != nil {
 		return nil, err
 	}
-	if err := b.globalArgs(target); err != nil {
+	if err := b.setGlobals(globalArgs, target); err != nil {
 		return nil, err
 	}
-	used, err := b.reach(ctx, target)
+	if err := b.setEpoch(); err != nil {
+		return nil, err
+	}
+	for _, s := range b.stages {
+		if err := b.from(s); err != nil {
+			return nil, b.at(s.Location, err)
+		}
+	}
+	roots := []*stage{target}
+	if all {
+		roots = b.stages
+	}
+	used, err := b.reach(ctx, roots)
 	if err != nil {
 		return nil, err
 	}
@@ -113,117 +191,50 @@ func Build(ctx context.Context, o Options) (*frontend.Result, error) {
 		}
 	}
 	b.unusedArgs()
-	sort.SliceStable(b.warnings, func(i, j int) bool { return b.warnings[i].Location.Start < b.warnings[j].Location.Start })
-	if b.lint.Error() != nil {
-		return nil, b.lint.Error()
-	}
-	img := target.image
-	for _, k := range sortedKeys(o.Labels) {
-		if img.Config.Labels == nil {
-			img.Config.Labels = map[string]string{}
-		}
-		img.Config.Labels[k] = o.Labels[k]
-	}
-	img.Platform = target.imagePlatform
-	img.RootFS = ocispecs.RootFS{Type: "layers"}
-	return &frontend.Result{Target: target.root, Image: img, Platform: target.imagePlatform, Warnings: b.warnings}, nil
+	return target, b.lintError()
 }
 
-// parse reads the text into stages.
-func (b *build) parse() error {
-	b.lint = linter.New(&linter.Config{SkipAll: b.SkipChecks, Warn: b.warn})
-	if len(bytes.TrimSpace(b.Dockerfile)) == 0 {
-		return &frontend.SourceError{Location: solver.Location{File: b.file}, Err: errors.New("the Dockerfile is empty")}
-	}
-	if err := b.directives(); err != nil {
-		return err
-	}
-	parsed, err := parser.Parse(bytes.NewReader(b.Dockerfile))
-	if err != nil {
-		return b.located(err)
-	}
-	b.escape = parsed.EscapeToken
-	for _, w := range parsed.Warnings {
-		loc := []parser.Range{}
-		if w.Location != nil {
-			loc = append(loc, *w.Location)
-		}
-		b.lint.Run(&linter.RuleNoEmptyContinuation, loc, linter.RuleNoEmptyContinuation.Format())
-	}
-	stages, metaArgs, err := instructions.Parse(parsed.AST, b.lint)
-	if err != nil {
-		return b.located(err)
-	}
-	if len(stages) == 0 {
-		return &frontend.SourceError{Location: solver.Location{File: b.file}, Err: errors.New("no build stage: a Dockerfile needs a FROM")}
-	}
-	b.globals = newVariables()
-	for i := range stages {
-		s := &stage{index: i, total: len(stages), Stage: stages[i], name: strings.ToLower(stages[i].Name)}
-		b.stages = append(b.stages, s)
-	}
-	return b.metaArgs(metaArgs)
-}
-
-// target finds the stage to build, and gives names their meaning on the way.
+// target finds the stage to build.
 func (b *build) target() (*stage, error) {
-	for _, s := range b.stages {
-		if s.name == "" {
-			continue
-		}
-		if _, ok := b.byName[s.name]; ok {
-			b.lint.Run(&linter.RuleDuplicateStageName, s.Location, linter.RuleDuplicateStageName.Format(s.Name))
-		}
-		if s.name == "scratch" || s.name == "context" {
-			b.lint.Run(&linter.RuleReservedStageName, s.Location, linter.RuleReservedStageName.Format(s.Name))
-		}
-		b.byName[s.name] = s
-	}
 	if b.Target == "" {
 		return b.stages[len(b.stages)-1], nil
 	}
-	if s, ok := b.byName[strings.ToLower(b.Target)]; ok {
-		return s, nil
+	if all := b.byName[strings.ToLower(b.Target)]; len(all) > 0 {
+		return all[len(all)-1], nil
 	}
-	return nil, fmt.Errorf("target stage %q is not in %s%s", b.Target, b.file, didYouMean(b.Target, sortedKeys(b.byName)))
+	return nil, fmt.Errorf("target stage %q could not be found in %s%s", b.Target, b.file, didYouMean(b.Target, b.stageNames()))
 }
 
-// warn is the linter's way out.
-func (b *build) warn(rule, detail, url, text string, ranges []parser.Range) {
-	b.warnings = append(b.warnings, frontend.Warning{Rule: rule, Detail: detail, URL: url, Text: text, Location: b.location(ranges)})
-}
-
-// location is the lines that ranges span.
-func (b *build) location(ranges []parser.Range) solver.Location {
-	loc := solver.Location{File: b.file}
-	for _, r := range ranges {
-		if loc.Start == 0 || r.Start.Line < loc.Start {
-			loc.Start = r.Start.Line
-		}
-		loc.End = max(loc.End, r.End.Line)
+// setEpoch takes SOURCE_DATE_EPOCH from the arguments where the options have
+// none. An empty build argument switches off the default in the file.
+func (b *build) setEpoch() error {
+	if b.SourceDateEpoch != nil {
+		return nil
 	}
-	return loc
-}
-
-// located gives an error of BuildKit's packages our form.
-func (b *build) located(err error) error {
-	var at *parser.LocationError
-	loc := solver.Location{File: b.file}
-	if errors.As(err, &at) && len(at.Locations) > 0 {
-		loc = b.location(at.Locations[0])
+	text, ok := b.BuildArgs["SOURCE_DATE_EPOCH"]
+	if !ok {
+		text, _ = b.globals.Get("SOURCE_DATE_EPOCH")
 	}
-	return frontend.At(loc, err)
-}
-
-// at gives an error the place of a command.
-func (b *build) at(ranges []parser.Range, err error) error {
-	return frontend.At(b.location(ranges), err)
-}
-
-// didYouMean is a hint at the option nearest to a name, or nothing.
-func didYouMean(name string, options []string) string {
-	if near, ok := suggest.Search(strings.ToLower(name), options, true); ok {
-		return fmt.Sprintf(" (did you mean %s?)", near)
+	if text == "" {
+		return nil
 	}
-	return ""
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return fmt.Errorf("SOURCE_DATE_EPOCH %q: must be a number of seconds", text)
+	}
+	t := time.Unix(n, 0).UTC()
+	b.SourceDateEpoch = &t
+	return nil
+}
+
+// fresh reports whether a stage's steps run whatever the cache has.
+func (b *build) fresh(s *stage) bool {
+	return b.NoCache || s.name != "" && slices.ContainsFunc(b.NoCacheStages, func(name string) bool {
+		return strings.EqualFold(name, s.name)
+	})
+}
+
+// step is how a vertex is shown to people.
+func (b *build) step(name string, at location) *solver.Step {
+	return &solver.Step{Name: name, Location: b.place(at)}
 }

@@ -4,12 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/linter"
-	"github.com/moby/patternmatcher"
 	"kiln.build/solver"
 	"kiln.build/solver/op"
 )
@@ -18,75 +15,77 @@ import (
 type transfer struct {
 	instructions.SourcesAndDest
 	name         string // "COPY" or "ADD"
-	from         string
 	chown, chmod string
 	link         bool
 	parents      bool
 	exclude      []string
 	unpack       bool
-	text         string // the instruction as written
-	cmd          instructions.Command
-	trigger      bool
 }
 
-func (b *build) copy(s *stage, c *instructions.CopyCommand, trigger bool) error {
-	return b.transfer(s, transfer{
-		SourcesAndDest: c.SourcesAndDest, name: "COPY", from: c.From, chown: c.Chown, chmod: c.Chmod,
-		link: c.Link, parents: c.Parents, exclude: c.ExcludePatterns, text: c.String(), cmd: c, trigger: trigger,
+func (b *build) copy(s *stage, c *command, in *instructions.CopyCommand, name string) error {
+	for _, src := range in.SourcePaths {
+		if kind := remote(src); kind != "" {
+			return fmt.Errorf("COPY %s: source can't be a %s for COPY", src, kind)
+		}
+	}
+	return b.transfer(s, c, name, transfer{
+		SourcesAndDest: in.SourcesAndDest, name: "COPY", chown: in.Chown, chmod: in.Chmod,
+		link: in.Link, parents: in.Parents, exclude: in.ExcludePatterns,
 	})
 }
 
-func (b *build) add(s *stage, c *instructions.AddCommand, trigger bool) error {
-	for _, src := range c.SourcePaths {
-		if strings.Contains(src, "://") || strings.HasPrefix(src, "git@") {
+func (b *build) add(s *stage, c *command, in *instructions.AddCommand, name string) error {
+	for _, src := range in.SourcePaths {
+		if remote(src) != "" {
 			return fmt.Errorf("ADD %s: remote sources are not supported: fetch it in a RUN, or give it with --build-context", src)
 		}
 	}
-	if c.Checksum != "" {
-		return errors.New("checksum can't be specified for local sources")
+	if in.Checksum != "" {
+		return errors.New("checksum requires HTTP(S) or Git sources")
 	}
-	if c.KeepGitDir != nil {
-		return errors.New("--keep-git-dir is for git sources")
+	if in.KeepGitDir != nil {
+		return errors.New("--keep-git-dir requires a Git source")
 	}
-	return b.transfer(s, transfer{
-		SourcesAndDest: c.SourcesAndDest, name: "ADD", chown: c.Chown, chmod: c.Chmod, link: c.Link,
-		exclude: c.ExcludePatterns, unpack: c.Unpack == nil || *c.Unpack, text: c.String(), cmd: c, trigger: trigger,
+	return b.transfer(s, c, name, transfer{
+		SourcesAndDest: in.SourcesAndDest, name: "ADD", chown: in.Chown, chmod: in.Chmod, link: in.Link,
+		exclude: in.ExcludePatterns, unpack: in.Unpack == nil || *in.Unpack,
 	})
+}
+
+// remote tells what kind of remote source a text is, or nothing.
+func remote(src string) string {
+	switch {
+	case strings.HasPrefix(src, "git@"), strings.HasPrefix(src, "git://"), strings.HasPrefix(src, "ssh://"):
+		return "git ref"
+	case strings.HasPrefix(src, "http://"), strings.HasPrefix(src, "https://"):
+		address, _, _ := strings.Cut(src, "#")
+		if strings.HasSuffix(address, ".git") {
+			return "git ref"
+		}
+		return "URL"
+	}
+	return ""
 }
 
 // transfer lowers a COPY or ADD to selections, the facts about the
 // destination, and the copy itself.
-func (b *build) transfer(s *stage, t transfer) error {
-	step := b.shown(s, t.text, t.cmd.Location(), t.trigger)
-	hidden := &solver.Step{Location: step.Location}
-	dst := t.DestPath
-	slash := dst == "" || dst == "." || strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, "/.")
-	if !path.IsAbs(dst) {
-		dst = path.Join("/", s.image.Config.WorkingDir, dst)
-	} else {
-		dst = path.Clean(dst)
-	}
-	if slash && dst != "/" {
-		dst += "/"
-	}
-	if n := len(t.SourcePaths) + len(t.SourceContents); n > 1 && !slash {
-		return fmt.Errorf("%s has %d sources, so its destination must be a directory: write %s/", t.name, n, t.DestPath)
-	}
+func (b *build) transfer(s *stage, c *command, name string, t transfer) error {
 	if err := checkChmod(t.chmod); err != nil {
 		return err
 	}
-	sels, using, err := b.selections(s, t, hidden)
-	if err != nil {
-		return err
+	if t.link && namesOwner(t.chown) {
+		return fmt.Errorf("--chown=%s: user and group names can't be resolved when used with --link, use numeric uid[:gid] instead", t.chown)
 	}
+	step := b.step(b.stepName(s, c, name), c.Location())
+	sels, using := b.selections(c, t, step.Location)
 	root := s.root
-	if t.link {
+	if t.link && t.chmod == "" { // as in BuildKit, where --chmod switches it off
 		root = &solver.Vertex{Op: op.Scratch{}} // nothing below is looked at
 	}
 	dest := &solver.Vertex{
-		Op:     op.Dest{Path: dst, Owner: t.chown},
-		Step:   hidden,
+		Op:     op.Dest{Path: destination(s.image.Config.WorkingDir, t.DestPath), Owner: t.chown},
 		Inputs: append([]*solver.Vertex{root}, sels...),
+		Step:   hidden(step.Location),
 	}
 	s.root = &solver.Vertex{
 		Op:     op.Copy{Chmod: t.chmod, Unpack: t.unpack},
@@ -96,28 +95,40 @@ func (b *build) transfer(s *stage, t transfer) error {
 		Fresh:  b.fresh(s),
 		Step:   step,
 	}
-	s.history(t.history(), true)
+	b.history(s, t.history(), true)
 	return nil
+}
+
+// destination is where a copy goes, with a slash at the end where that must
+// be a directory.
+func destination(workdir, dst string) string {
+	full := path.Clean(dst)
+	if !path.IsAbs(dst) {
+		full = path.Join("/", workdir, dst)
+	}
+	slash := dst == "" || dst == "." || strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, "/.")
+	if slash && full != "/" {
+		full += "/"
+	}
+	return full
 }
 
 // selections are the vertices that choose a transfer's files, and where each
 // was chosen from.
-func (b *build) selections(s *stage, t transfer, hidden *solver.Step) (sels, using []*solver.Vertex, err error) {
+func (b *build) selections(c *command, t transfer, at solver.Location) (sels, using []*solver.Vertex) {
 	if len(t.SourcePaths) > 0 {
 		sel := op.Select{Sources: t.SourcePaths, Parents: t.parents, Exclude: t.exclude}
 		src := source{context: MainContext}
-		if t.from != "" {
-			src = s.refs[t.from]
+		if len(c.sources) > 0 {
+			src = c.sources[0]
+		} else {
+			b.checkIgnored(c, t.verb(), t.SourcePaths)
 		}
-		if stack := b.stack(src); stack != nil {
-			sels = append(sels, &solver.Vertex{Op: sel, Inputs: []*solver.Vertex{stack}, Step: hidden})
+		if stack := b.stack(src, c.Location()); stack != nil {
+			sels = append(sels, &solver.Vertex{Op: sel, Inputs: []*solver.Vertex{stack}, Step: hidden(at)})
 			using = append(using, stack)
 		} else {
-			if src.context == MainContext {
-				b.checkIgnored(t)
-			}
-			v := b.selectLocal(src.context, sel)
-			v.Step = hidden
+			v := b.selectLocal(src.context, sel, at)
 			sels = append(sels, v)
 			using = append(using, v)
 		}
@@ -127,32 +138,19 @@ func (b *build) selections(s *stage, t transfer, hidden *solver.Step) (sels, usi
 		for _, c := range t.SourceContents {
 			files = append(files, op.InlineFile{Name: c.Path, Data: []byte(c.Data)})
 		}
-		v := &solver.Vertex{Op: op.Inline{Files: files}, Volatile: true}
+		v := inline(files, at)
 		sels = append(sels, v)
 		using = append(using, v)
 	}
-	return sels, using, nil
+	return sels, using
 }
 
-// checkIgnored warns of sources that .dockerignore hides.
-func (b *build) checkIgnored(t transfer) {
-	if len(b.Ignore) == 0 {
-		return
-	}
-	m, err := patternmatcher.New(b.Ignore)
-	if err != nil {
-		return // whoever selects the files reports it
-	}
-	for _, src := range t.SourcePaths {
-		p := strings.TrimPrefix(path.Clean("/"+src), "/")
-		if p == "" {
-			continue
-		}
-		if hidden, err := m.MatchesOrParentMatches(p); err == nil && hidden {
-			b.lint.Run(&linter.RuleCopyIgnoredFile, t.cmd.Location(), linter.RuleCopyIgnoredFile.Format(t.name, src))
-		}
-	}
+func inline(files []op.InlineFile, at solver.Location) *solver.Vertex {
+	return &solver.Vertex{Op: op.Inline{Files: files}, Volatile: true, Step: hidden(at)}
 }
+
+// verb is the instruction's name as lint messages have it.
+func (t transfer) verb() string { return t.name[:1] + strings.ToLower(t.name[1:]) }
 
 // history is the instruction in the form that images made by BuildKit have.
 func (t transfer) history() string {
@@ -172,17 +170,5 @@ func (t transfer) history() string {
 	for _, c := range t.SourceContents {
 		text += " <<" + c.Path
 	}
-	return text + " " + t.DestPath
-}
-
-var (
-	octalMode    = regexp.MustCompile(`^[0-7]{1,5}$`)
-	symbolicMode = regexp.MustCompile(`^[ugoa]*[-+=][rwxXstugo]*([-+=][rwxXstugo]*)*(,[ugoa]*[-+=][rwxXstugo]*([-+=][rwxXstugo]*)*)*$`)
-)
-
-func checkChmod(mode string) error {
-	if mode == "" || octalMode.MatchString(mode) && len(strings.TrimLeft(mode, "0")) <= 4 || symbolicMode.MatchString(mode) {
-		return nil
-	}
-	return fmt.Errorf("invalid chmod parameter: %q: it should be octal (0 to 07777) or symbolic (such as u+x,go=r)", mode)
+	return text + " " + t.DestPath + " # buildkit"
 }

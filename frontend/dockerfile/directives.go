@@ -18,7 +18,7 @@ func (b *build) directives() error {
 	if ok && !builtin(syntax) {
 		return b.at(loc, fmt.Errorf("syntax %q: only the official Dockerfile frontend is built in: docker/dockerfile or docker/dockerfile-upstream, of any version", syntax))
 	}
-	check, _, loc, ok := parser.ParseDirective("check", b.Dockerfile)
+	_, check, loc, ok := parser.ParseDirective("check", b.Dockerfile)
 	if v, given := b.BuildArgs["BUILDKIT_DOCKERFILE_CHECK"]; given {
 		check, loc, ok = v, nil, true
 	}

@@ -4,12 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"strconv"
+	"slices"
 	"strings"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"kiln.build/solver"
 	"kiln.build/solver/op"
 )
@@ -18,78 +19,70 @@ import (
 const scriptDir = "/dev/pipes"
 
 // run lowers a RUN.
-func (b *build) run(s *stage, c *instructions.RunCommand, trigger bool) error {
-	args, script, err := s.runArgs(c)
+func (b *build) run(s *stage, c *command, in *instructions.RunCommand) error {
+	args, script, err := s.runArgs(in, b.place(c.Location()))
 	if err != nil {
 		return err
 	}
-	step := b.shown(s, c.String(), c.Location(), trigger)
+	env := s.vars.list()
+	slices.Sort(env)
 	exec := op.Exec{
-		Args: args, Env: sortedEnv(s.vars), User: s.image.Config.User,
+		Args: args, Env: env, User: s.image.Config.User,
 		Cwd:        path.Join("/", s.image.Config.WorkingDir),
 		ExtraHosts: b.Hosts, ShmSize: b.ShmSize, Ulimits: b.Ulimits, Limits: b.Limits,
-		Hostname: b.overrides["BUILDKIT_SANDBOX_HOSTNAME"],
-		Platform: platforms.Format(s.imagePlatform),
+		Hostname: b.BuildArgs["BUILDKIT_SANDBOX_HOSTNAME"],
+		Platform: platforms.Format(s.actual),
+		ProxyEnv: b.proxyEnv(s),
 	}
-	for _, k := range sortedKeys(b.overrides) {
-		if _, declared := s.vars.Get(k); proxyArgs[strings.ToUpper(k)] && !declared {
-			exec.ProxyEnv = append(exec.ProxyEnv, k+"="+b.overrides[k])
-		}
-	}
-	if err := b.rights(&exec, c); err != nil {
+	if err := b.rights(&exec, in); err != nil {
 		return err
 	}
+	step := b.step(b.stepName(s, c, b.runName(s, in)), c.Location())
 	v := &solver.Vertex{Inputs: []*solver.Vertex{s.root}, Below: s.root, Fresh: b.fresh(s), Step: step}
+	m := mounter{b: b, s: s, c: c, vertex: v, exec: &exec}
 	if script != nil {
-		b.bind(v, &exec, op.Mount{Type: op.Bind, Target: scriptDir, ReadOnly: true}, script, "/")
+		m.bind(op.Mount{Type: op.Bind, Target: scriptDir, ReadOnly: true}, script, "/")
 	}
-	for _, m := range instructions.GetMounts(c) {
-		if err := b.mount(s, v, &exec, m); err != nil {
+	for i, mount := range instructions.GetMounts(in) {
+		if err := m.add(mount, c.sources[i]); err != nil {
 			return err
 		}
 	}
 	v.Op = exec
-	text := ""
-	for _, name := range s.args {
-		value, _ := s.vars.Get(name)
-		text += " " + name + "=" + value
-	}
-	if len(s.args) > 0 {
-		text = "|" + strconv.Itoa(len(s.args)) + text + " "
-	}
-	s.history("RUN "+text+strings.Join(args, " "), true)
 	s.root = v
+	b.history(s, "RUN "+s.argsText()+strings.Join(args, " ")+" # buildkit", true)
 	return nil
 }
 
 // runArgs is the command line of a RUN; a heredoc with a shebang is returned
 // as a root with the script in it.
-func (s *stage) runArgs(c *instructions.RunCommand) (args []string, script *solver.Vertex, err error) {
-	args = c.CmdLine
-	if len(c.Files) > 0 {
-		if len(args) != 1 || !c.PrependShell {
+func (s *stage) runArgs(in *instructions.RunCommand, at solver.Location) (args []string, script *solver.Vertex, err error) {
+	args = in.CmdLine
+	if len(in.Files) > 0 {
+		if len(args) != 1 || !in.PrependShell {
 			return nil, nil, errors.New("a heredoc needs the shell form of RUN")
 		}
-		data := c.Files[0].Data
-		if c.Files[0].Chomp {
+		data := in.Files[0].Data
+		if in.Files[0].Chomp {
 			data = parser.ChompHeredocContent(data)
 		}
 		switch h := parser.MustParseHeredoc(args[0]); {
 		case h == nil:
 			// The shell reads the heredocs itself.
 			full := args[0]
-			for _, f := range c.Files {
+			for _, f := range in.Files {
 				full += "\n" + f.Data + f.Name
 			}
 			args = []string{full}
 		case strings.HasPrefix(data, "#!"):
-			name := c.Files[0].Name
-			return []string{path.Join(scriptDir, name)}, scriptRoot(name, data), nil
+			name := in.Files[0].Name
+			file := inline([]op.InlineFile{{Name: name, Data: []byte(data)}}, at)
+			return []string{path.Join(scriptDir, name)}, put(op.Copy{Chmod: "755"}, file), nil
 		default:
 			args = []string{data}
 		}
 	}
-	if c.PrependShell {
+	if in.PrependShell {
 		return s.withShell(args), nil, nil
 	}
 	if len(args) == 0 {
@@ -98,20 +91,52 @@ func (s *stage) runArgs(c *instructions.RunCommand) (args []string, script *solv
 	return args, nil, nil
 }
 
-// scriptRoot is a root that holds one executable file.
-func scriptRoot(name, data string) *solver.Vertex {
-	scratch := &solver.Vertex{Op: op.Scratch{}}
-	file := &solver.Vertex{Op: op.Inline{Files: []op.InlineFile{{Name: name, Data: []byte(data)}}}, Volatile: true}
-	dest := &solver.Vertex{Op: op.Dest{Path: "/"}, Inputs: []*solver.Vertex{scratch, file}}
-	return &solver.Vertex{
-		Op: op.Copy{Chmod: "755"}, Inputs: []*solver.Vertex{dest, file},
-		Using: []*solver.Vertex{file}, Below: scratch,
+// runName is the text of a RUN with its variables' values, but for secrets,
+// and with the first line of a heredoc that is the whole command.
+func (b *build) runName(s *stage, in *instructions.RunCommand) string {
+	text := in.String()
+	if len(in.Files) > 0 && parser.MustParseHeredoc(in.CmdLine[0]) != nil {
+		first, rest, _ := strings.Cut(strings.TrimSpace(in.Files[0].Data), "\n")
+		if rest != "" {
+			first = strings.TrimSuffix(first, "\r") + "..."
+		}
+		text += " (" + first + ")"
 	}
+	var vars shell.EnvGetter = s.vars
+	for _, m := range instructions.GetMounts(in) {
+		if m.Type == instructions.MountTypeSecret && m.Env != nil {
+			masked := s.vars.clone()
+			masked.set(*m.Env, "****")
+			vars = masked
+		}
+	}
+	return b.shown(b.shownLex, text, vars)
+}
+
+// proxyEnv is the environment of the proxy arguments that the stage does not
+// set itself, in both spellings, since programs know one or the other.
+func (b *build) proxyEnv(s *stage) []string {
+	var env []string
+	for _, k := range sortedKeys(b.BuildArgs) {
+		if !proxyArgs[strings.ToUpper(k)] {
+			continue
+		}
+		for _, name := range []string{strings.ToUpper(k), strings.ToLower(k)} {
+			if _, set := s.vars.Get(name); set {
+				continue
+			}
+			if _, given := b.BuildArgs[name]; given && name != k {
+				continue
+			}
+			env = append(env, name+"="+b.BuildArgs[k])
+		}
+	}
+	return env
 }
 
 // rights sets the network and security mode, which need to be allowed.
-func (b *build) rights(exec *op.Exec, c *instructions.RunCommand) error {
-	network := instructions.GetNetwork(c)
+func (b *build) rights(exec *op.Exec, in *instructions.RunCommand) error {
+	network := instructions.GetNetwork(in)
 	if network == "" || network == instructions.NetworkDefault {
 		network = b.Network
 	}
@@ -125,138 +150,14 @@ func (b *build) rights(exec *op.Exec, c *instructions.RunCommand) error {
 	default:
 		exec.Network = network
 	}
-	if instructions.GetSecurity(c) == instructions.SecurityInsecure {
+	if instructions.GetSecurity(in) == instructions.SecurityInsecure {
 		if !b.Allowed["security.insecure"] {
 			return errors.New("security.insecure is not allowed: add --allow=security.insecure")
 		}
 		exec.Security = "insecure"
 	}
-	if d := instructions.GetDevices(c); len(d) > 0 {
+	if d := instructions.GetDevices(in); len(d) > 0 {
 		return fmt.Errorf("RUN --device=%s: devices are not supported", d[0].Name)
 	}
 	return nil
-}
-
-// mount adds a RUN --mount to a vertex and its op.
-func (b *build) mount(s *stage, v *solver.Vertex, exec *op.Exec, m *instructions.Mount) error {
-	target := m.Target
-	if target != "" && !path.IsAbs(target) {
-		target = path.Join("/", s.image.Config.WorkingDir, target)
-	}
-	om := op.Mount{
-		Type: op.MountType(m.Type), Target: path.Clean(target), ReadOnly: m.ReadOnly, Input: -1, Using: -1,
-		Required: m.Required, Size: m.SizeLimit,
-	}
-	if target == "" {
-		om.Target = ""
-	}
-	if m.Mode != nil {
-		om.Mode = uint32(*m.Mode)
-	}
-	if m.UID != nil {
-		om.UID = int(*m.UID)
-	}
-	if m.GID != nil {
-		om.GID = int(*m.GID)
-	}
-	if om.Target == "/" {
-		return fmt.Errorf("invalid mount target %q", m.Target)
-	}
-	switch m.Type {
-	case instructions.MountTypeBind:
-		return b.bindFrom(s, v, exec, om, m)
-	case instructions.MountTypeCache:
-		if m.Mode == nil {
-			om.Mode = 0o755
-		}
-		om.CacheID = m.CacheID
-		if om.CacheID == "" {
-			om.CacheID = om.Target
-		}
-		if ns := b.overrides["BUILDKIT_CACHE_MOUNT_NS"]; ns != "" {
-			om.CacheID = ns + "/" + om.CacheID
-		}
-		om.Sharing = string(m.CacheSharing)
-		if om.Sharing == "" {
-			om.Sharing = "shared"
-		}
-		if m.From != "" {
-			return b.bindFrom(s, v, exec, om, m)
-		}
-		exec.Mounts = append(exec.Mounts, om)
-	case instructions.MountTypeTmpfs:
-		exec.Mounts = append(exec.Mounts, om)
-	case instructions.MountTypeSecret:
-		om.ID = m.CacheID
-		if om.ID == "" && target != "" {
-			om.ID = path.Base(om.Target)
-		}
-		if om.ID == "" {
-			return errors.New("a secret mount needs an id or a target")
-		}
-		if m.Env != nil {
-			if om.Env = *m.Env; om.Env == "" {
-				om.Env = om.ID
-			}
-		}
-		if om.Target == "" && m.Env == nil {
-			om.Target = "/run/secrets/" + path.Base(om.ID)
-		}
-		if m.Mode == nil {
-			om.Mode = 0o400
-		}
-		if m.Required && b.Secrets != nil && !b.Secrets[om.ID] {
-			return fmt.Errorf("secret %s: not found: give it with --secret id=%s,src=FILE", om.ID, om.ID)
-		}
-		exec.Mounts = append(exec.Mounts, om)
-	case instructions.MountTypeSSH:
-		if om.ID = m.CacheID; om.ID == "" {
-			om.ID = "default"
-		}
-		if om.Target == "" {
-			om.Target = "/run/buildkit/ssh_agent." + strconv.Itoa(len(exec.Mounts))
-		}
-		if m.Mode == nil {
-			om.Mode = 0o600
-		}
-		if m.Required && b.SSH != nil && !b.SSH[om.ID] {
-			return fmt.Errorf("ssh agent %s: not found: give it with --ssh %s", om.ID, om.ID)
-		}
-		exec.Mounts = append(exec.Mounts, om)
-	}
-	return nil
-}
-
-// bindFrom adds a mount whose content comes from a stage, image or context.
-func (b *build) bindFrom(s *stage, v *solver.Vertex, exec *op.Exec, om op.Mount, m *instructions.Mount) error {
-	src := source{context: MainContext}
-	if m.From != "" {
-		src = s.refs[m.From]
-	}
-	from := m.Source
-	if from == "" {
-		from = "/"
-	}
-	if stack := b.stack(src); stack != nil {
-		b.bind(v, exec, om, stack, from)
-		return nil
-	}
-	sel := b.selectLocal(src.context, op.Select{Sources: []string{from}, Whole: true})
-	sel.Step = &solver.Step{Location: v.Step.Location}
-	om.Input, om.Using = len(v.Inputs), len(v.Using)
-	v.Inputs = append(v.Inputs, sel)
-	v.Using = append(v.Using, sel)
-	exec.Mounts = append(exec.Mounts, om)
-	return nil
-}
-
-// bind adds a mount of a path in a stack.
-func (b *build) bind(v *solver.Vertex, exec *op.Exec, om op.Mount, stack *solver.Vertex, from string) {
-	om.Input, om.Using = len(v.Inputs), len(v.Using)
-	v.Inputs = append(v.Inputs, &solver.Vertex{
-		Op: op.Select{Sources: []string{from}, Whole: true}, Inputs: []*solver.Vertex{stack},
-		Step: &solver.Step{Location: v.Step.Location},
-	})
-	v.Using = append(v.Using, stack)
-	exec.Mounts = append(exec.Mounts, om)
 }

@@ -1,7 +1,6 @@
 package dockerfile
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,7 +9,6 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
-	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
 
@@ -53,33 +51,70 @@ func (v *variables) list() []string {
 var _ shell.EnvGetter = (*variables)(nil)
 
 func sortedKeys[V any](m map[string]V) []string {
+	if len(m) == 0 {
+		return nil
+	}
 	return slices.Sorted(maps.Keys(m))
 }
 
-// metaArgs gives values to the predefined arguments and to those before the
-// first FROM. Such an argument may use the ones before it.
-func (b *build) metaArgs(cmds []instructions.ArgCommand) error {
-	for name, value := range platformArgs("BUILD", b.BuildPlatform.OS, b.BuildPlatform.Architecture, b.BuildPlatform.Variant, b.BuildPlatform.OSVersion, platforms.FormatAll(b.BuildPlatform)) {
-		b.predefine(name, value)
+// setKey sets a key of a map that may be nil.
+func setKey[V any](m *map[string]V, key string, value V) {
+	if *m == nil {
+		*m = map[string]V{}
 	}
-	for name, value := range platformArgs("TARGET", b.Platform.OS, b.Platform.Architecture, b.Platform.Variant, b.Platform.OSVersion, platforms.FormatAll(b.Platform)) {
-		b.predefine(name, value)
+	(*m)[key] = value
+}
+
+// proxyArgs can be used without being declared, and never enter a key.
+var proxyArgs = map[string]bool{"HTTP_PROXY": true, "HTTPS_PROXY": true, "FTP_PROXY": true, "NO_PROXY": true, "ALL_PROXY": true}
+
+// otherArg reports whether a build argument means something without an ARG.
+func otherArg(name string) bool {
+	return proxyArgs[strings.ToUpper(name)] || strings.HasPrefix(name, "BUILDKIT_") || name == "SOURCE_DATE_EPOCH"
+}
+
+// controlArg reports whether an ARG steers BuildKit's scans of an image and
+// is no variable.
+func controlArg(name string) bool {
+	return name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE"
+}
+
+// setGlobals gives values to the predefined arguments and to those before
+// the first FROM. Such an argument may use the ones before it.
+func (b *build) setGlobals(cmds []instructions.ArgCommand, target *stage) error {
+	name := target.name
+	if name == "" {
+		name = "default"
 	}
-	lex := shell.NewLex(b.escape)
+	bp, tp := b.BuildPlatform, b.Platform
+	for _, kv := range [][2]string{
+		{"BUILDPLATFORM", platforms.Format(bp)}, {"BUILDOS", bp.OS}, {"BUILDOSVERSION", bp.OSVersion},
+		{"BUILDARCH", bp.Architecture}, {"BUILDVARIANT", bp.Variant},
+		{"TARGETPLATFORM", platforms.FormatAll(tp)}, {"TARGETOS", tp.OS}, {"TARGETOSVERSION", tp.OSVersion},
+		{"TARGETARCH", tp.Architecture}, {"TARGETVARIANT", tp.Variant},
+		{"TARGETSTAGE", name},
+	} {
+		value, ok := b.BuildArgs[kv[0]]
+		if !ok {
+			value = kv[1]
+		}
+		b.globals.set(kv[0], value)
+		b.declared[kv[0]] = true
+	}
+	b.checkDefaultBases(cmds)
 	for i := range cmds {
+		b.declare(cmds[i].Args)
 		for _, a := range cmds[i].Args {
-			b.declared[a.Key] = true
-			value, ok := b.overrides[a.Key]
+			value, ok := b.BuildArgs[a.Key]
 			if !ok {
 				if a.Value == nil {
+					b.unset[a.Key] = true
 					continue
 				}
-				r, err := lex.ProcessWordWithMatches(*a.Value, b.globals)
-				if err != nil {
+				var err error
+				if value, _, err = b.lex.ProcessWord(*a.Value, b.globals); err != nil {
 					return b.at(cmds[i].Location(), err)
 				}
-				b.undefined(r.Unmatched, b.globals, cmds[i].Location())
-				value = r.Result
 			}
 			b.globals.set(a.Key, value)
 		}
@@ -87,116 +122,103 @@ func (b *build) metaArgs(cmds []instructions.ArgCommand) error {
 	return nil
 }
 
-// predefine sets a global argument unless the user overrides it.
-func (b *build) predefine(name, value string) {
-	if v, ok := b.overrides[name]; ok {
-		value = v
-	}
-	b.globals.set(name, value)
-	b.declared[name] = true
-}
-
-func platformArgs(prefix, os, arch, variant, version, format string) map[string]string {
-	return map[string]string{
-		prefix + "PLATFORM": format, prefix + "OS": os, prefix + "ARCH": arch,
-		prefix + "VARIANT": variant, prefix + "OSVERSION": version,
-	}
-}
-
-// globalArgs sets what depends on the target.
-func (b *build) globalArgs(target *stage) error {
-	name := target.name
-	if name == "" {
-		name = "default"
-	}
-	b.predefine("TARGETSTAGE", name)
-	return nil
-}
-
-// undefined warns of variables that have no value, once for each place.
-func (b *build) undefined(names map[string]struct{}, env *variables, at []parser.Range) {
-	for _, n := range sortedKeys(names) {
-		if !isVariable(n) || proxyArgs[strings.ToUpper(n)] {
-			continue
-		}
-		near := ""
-		if hint := didYouMeanName(n, env.Keys()); hint != "" {
-			near = hint
-		}
-		b.lint.Run(&linter.RuleUndefinedVar, at, linter.RuleUndefinedVar.Format(n, near))
-	}
-}
-
-func isVariable(n string) bool {
-	return n != "" && (n[0] == '_' || n[0] >= 'A' && n[0] <= 'Z' || n[0] >= 'a' && n[0] <= 'z')
-}
-
-// proxyArgs can be used without being declared, and never enter a key.
-var proxyArgs = map[string]bool{"HTTP_PROXY": true, "HTTPS_PROXY": true, "FTP_PROXY": true, "NO_PROXY": true, "ALL_PROXY": true}
-
-// otherArgs are predefined build arguments that mean something elsewhere.
-func otherArg(name string) bool {
-	return proxyArgs[strings.ToUpper(name)] || strings.HasPrefix(name, "BUILDKIT_") || name == "SOURCE_DATE_EPOCH"
-}
-
 // unusedArgs warns of build arguments that no ARG takes: most often the name
 // is misspelt.
 func (b *build) unusedArgs() {
-	for _, name := range sortedKeys(b.overrides) {
+	for _, name := range sortedKeys(b.BuildArgs) {
 		if b.declared[name] || otherArg(name) {
 			continue
 		}
-		text := fmt.Sprintf("build argument %q is not used: no ARG declares it", name)
-		if near := didYouMeanName(name, sortedKeys(b.declared)); near != "" {
-			text += fmt.Sprintf(" (did you mean %s?)", near)
-		}
+		text := fmt.Sprintf("build argument %q is not used: no ARG declares it%s", name, didYouMean(name, sortedKeys(b.declared)))
 		b.warn("", "", "", text, nil)
 	}
 }
 
-// arg performs an ARG of a stage.
-func (b *build) arg(s *stage, c *instructions.ArgCommand) error {
-	lex := shell.NewLex(b.escape)
-	var words []string
-	for _, a := range c.Args {
-		if a.Key == "" {
-			return errors.New("ARG needs a name")
-		}
-		b.declared[a.Key] = true
-		if secretName(a.Key) {
-			b.lint.Run(&linter.RuleSecretsUsedInArgOrEnv, c.Location(), linter.RuleSecretsUsedInArgOrEnv.Format("ARG", a.Key))
-		}
-		word := a.Key
-		var value string
-		set := false
-		switch override, given := b.overrides[a.Key]; {
-		case given:
-			value, set = override, true
-			if a.Value != nil {
-				word += "=" + *a.Value
+// expand replaces the variables of an instruction by their values, all as
+// they were before it.
+func (b *build) expand(s *stage, c *command) error {
+	var unmatched map[string]struct{}
+	word := func(lex *shell.Lex) instructions.SingleWordExpander {
+		return func(w string) (string, error) {
+			if !special(w) {
+				return w, nil
 			}
-		case a.Value != nil:
-			r, err := lex.ProcessWordWithMatches(*a.Value, s.vars)
+			result, missing, err := lex.ProcessWord(w, s.vars)
+			for n := range missing {
+				setKey(&unmatched, n, struct{}{})
+			}
+			return result, err
+		}
+	}
+	if e, ok := c.Command.(instructions.SupportsSingleWordExpansion); ok {
+		if err := e.Expand(word(b.lex)); err != nil {
+			return err
+		}
+	}
+	if e, ok := c.Command.(instructions.SupportsSingleWordExpansionRaw); ok {
+		if err := e.ExpandRaw(word(b.rawLex)); err != nil {
+			return err
+		}
+	}
+	b.undefined(s, c, unmatched)
+	return nil
+}
+
+// undefined warns of variables that were used and are neither set nor
+// declared.
+func (b *build) undefined(s *stage, c *command, names map[string]struct{}) {
+	for _, n := range sortedKeys(names) {
+		if _, ok := s.args.Get(n); !ok {
+			c.warn(&linter.RuleUndefinedVar, linter.RuleUndefinedVar.Format(n, near(n, s.vars.Keys())))
+		}
+	}
+}
+
+// arg performs an ARG of a stage, name by name: a later one sees an earlier
+// one's value. The value is that of the build argument, else the default on
+// the line, else that of the global argument, else that of a stage below.
+func (b *build) arg(s *stage, c *command, in *instructions.ArgCommand) error {
+	var words []string
+	for _, a := range in.Args {
+		b.checkSecret(c, "ARG", a.Key)
+		value, set := b.BuildArgs[a.Key]
+		if !set && a.Value != nil {
+			result, missing, err := b.lex.ProcessWord(*a.Value, s.vars)
+			b.undefined(s, c, missing)
 			if err != nil {
 				return err
 			}
-			b.undefined(r.Unmatched, s.vars, c.Location())
-			value, set = r.Result, true
+			value, set = result, true
+		}
+		if !set {
+			value, set = b.globals.Get(a.Key)
+		}
+		s.args.set(a.Key, value)
+		word := a.Key
+		if set {
 			word += "=" + value
-		default:
-			if value, set = b.globals.Get(a.Key); !set {
-				value, set = s.vars.Get(a.Key)
+			if !controlArg(a.Key) {
+				s.vars.set(a.Key, value)
 			}
 		}
 		words = append(words, word)
-		if !set {
-			continue // declared, but it stays unset
-		}
-		s.vars.set(a.Key, value)
-		if !slices.Contains(s.args, a.Key) {
-			s.args = append(s.args, a.Key)
-		}
 	}
-	s.history("ARG "+strings.Join(words, " "), false)
+	b.history(s, "ARG "+strings.Join(words, " "), false)
 	return nil
+}
+
+// argsText is what the history of a RUN says of the arguments in force.
+func (s *stage) argsText() string {
+	if len(s.args.names) == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("|%d ", len(s.args.names))
+	for _, n := range s.args.names {
+		value, ok := s.vars.Get(n)
+		if !ok {
+			value, _ = s.args.Get(n)
+		}
+		text += n + "=" + value + " "
+	}
+	return text
 }
