@@ -7,7 +7,6 @@
 package overlay
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -81,6 +80,25 @@ func once(dirs []string) []string {
 }
 
 func mount(o Options) (*os.File, error) {
+	if !takesLayersOneByOne() {
+		return mountByNumbers(o)
+	}
+	return configure(o, func(set setter) error {
+		// From the top: each is put below those named before.
+		for _, dir := range slices.Backward(o.Lower) {
+			if err := set("lowerdir+", dir); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// setter sets an option of a mount that is being made.
+type setter func(key, value string) error
+
+// configure makes a mount; lower names its lower directories.
+func configure(o Options, lower func(setter) error) (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("fsopen", err)
@@ -92,15 +110,8 @@ func mount(o Options) (*os.File, error) {
 		}
 		return nil
 	}
-	// From the top: each is put below those named before.
-	for i := len(o.Lower) - 1; i >= 0; i-- {
-		err := set("lowerdir+", o.Lower[i])
-		if errors.Is(err, unix.EINVAL) && i == len(o.Lower)-1 {
-			return nil, fmt.Errorf("%w (overlay mounts need Linux 6.5 or later)", err)
-		}
-		if err != nil {
-			return nil, err
-		}
+	if err := lower(set); err != nil {
+		return nil, err
 	}
 	options := [][2]string{{"index", "off"}}
 	initial := initialUserNamespace()

@@ -138,3 +138,55 @@ func TestClone(t *testing.T) {
 		t.Errorf("got %q, %v", b, err)
 	}
 }
+
+// TestKernelsBefore65 makes mounts in the way of older kernels, which later
+// ones still know.
+func TestKernelsBefore65(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	bottom := layer(t, map[string]string{"a": "bottom", "b": "bottom"})
+	top := layer(t, map[string]string{"b": "top"})
+	upper, work := t.TempDir(), t.TempDir()
+	before, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := mountByNumbers(Options{Lower: []string{bottom, top}, Upper: upper, Work: work})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for name, want := range map[string]string{"a": "bottom", "b": "top"} {
+		if b, err := os.ReadFile(inside(f, name)); err != nil || string(b) != want {
+			t.Errorf("%s is %q, %v; want %q", name, b, err, want)
+		}
+	}
+	if err := os.WriteFile(inside(f, "c"), []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(upper, "c")); err != nil || string(b) != "new" {
+		t.Errorf("upper c is %q, %v", b, err)
+	}
+	if after, err := os.Getwd(); err != nil || after != before {
+		t.Errorf("the working directory is %q, %v", after, err)
+	}
+	var many []string
+	for range 100 {
+		many = append(many, t.TempDir())
+	}
+	if _, err := mountByNumbers(Options{Lower: many}); err == nil || !strings.Contains(err.Error(), "Linux 6.5") {
+		t.Errorf("100 layers: %v", err)
+	}
+}
+
+func TestAtLeast(t *testing.T) {
+	for release, want := range map[string]bool{
+		"6.5.0": true, "6.18.3-generic": true, "7.0-rc1": true, "6.5": true,
+		"6.4.99": false, "5.15.0-91-generic": false, "": false, "odd": false,
+	} {
+		if got := atLeast(release, 6, 5); got != want {
+			t.Errorf("%q: %t", release, got)
+		}
+	}
+}
