@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -175,6 +176,53 @@ func TestOnlyWhatIsNamedIsLookedAt(t *testing.T) {
 	}
 }
 
+// TestChangeWhileReading selects a file that another process writes to all
+// the time.
+func TestChangeWhileReading(t *testing.T) {
+	b := newBed(t)
+	at := filepath.Join(b.dir, "busy")
+	if err := os.WriteFile(at, make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(at, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	done := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				_, _ = f.Write([]byte("x"))
+			}
+		}
+	})
+	_, err = b.try(t.Context(), copyTo("/", "busy").vertex())
+	close(done)
+	writer.Wait()
+	wantError(t, "busy file", err, `"/busy"`, "changed while it was being read: run the build again")
+	b.build(copyTo("/", "busy").vertex())
+}
+
+// TestLookAgain has a file go and come back between two looks at it.
+func TestLookAgain(t *testing.T) {
+	for err, want := range map[error]bool{
+		errChanged: true,
+		&os.PathError{Op: "open", Path: "x", Err: unix.ENOENT}:               true,
+		&os.PathError{Op: "open", Path: "x", Err: unix.EACCES}:               false,
+		notFound("x", unix.ENOENT, func(string) []string { return nil }, ""): false,
+		nil: false,
+	} {
+		if got := changed(err); got != want {
+			t.Errorf("%v: %t", err, got)
+		}
+	}
+}
+
 // TestUnreadable looks at directories and files that may not be read, without
 // the rights that root has over all files.
 func TestUnreadable(t *testing.T) {
@@ -182,7 +230,11 @@ func TestUnreadable(t *testing.T) {
 	b.put("d 0 0:0 d", "f 0 0:0 f f", "d 755 0:0 e", "d 0 0:0 e/d")
 	r := &Runner{Store: b.store, Contexts: map[string]Context{"context": {Dir: b.dir}}}
 	defer r.Close()
-	if _, err := r.context("context"); err != nil {
+	c, err := r.context("context")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.statCache(); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(b.dir, 0o755); err != nil {
@@ -193,7 +245,7 @@ func TestUnreadable(t *testing.T) {
 		go func() {
 			runtime.LockOSThread() // and end with the thread
 			_ = unix.Setfsuid(65534)
-			p := &localPlace{ctx: t.Context(), c: r.contexts["context"], ignore: &ignore{}}
+			p := &localPlace{ctx: t.Context(), c: c, ignore: &ignore{}}
 			_, err := pick(op.Select{Sources: []string{source}}, p)
 			errs <- err
 		}()

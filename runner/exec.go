@@ -317,7 +317,32 @@ func (x *execution) commit(ctx context.Context) (solver.Layer, error) {
 	if err != nil {
 		return solver.Layer{}, err
 	}
+	if err := x.unmark(t); err != nil {
+		return solver.Layer{}, err
+	}
 	return x.draft.Commit(ctx, t)
+}
+
+// unmark takes the mark of opaque directories from those that have no
+// directory below, such as one made in a file's place: what a layer is must
+// depend on its content alone. Whiteouts of nothing need no such care, for
+// overlayfs makes none.
+func (x *execution) unmark(t *tree.Tree) error {
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		if !e.Opaque {
+			continue
+		}
+		if below, _, ok := x.index.Lookup(e.Path); ok && below.Type == tree.Dir {
+			continue
+		}
+		at := filepath.Join(x.draft.FS, e.Path)
+		if err := unix.Lremovexattr(at, tree.OverlayXattr()); err != nil && err != unix.ENODATA {
+			return &os.PathError{Op: "unmark", Path: at, Err: err}
+		}
+		e.Opaque = false
+	}
+	return nil
 }
 
 // unstub removes the mount points that were made in the root, as long as

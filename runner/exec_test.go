@@ -171,6 +171,9 @@ func TestExecLayer(t *testing.T) {
 		top, "d 755 0:0 data", "w data/more", "f 644 0:0 data/old old+", "f 644 0:0 new x")
 	wantLines(t, "replaced directory", run(do(root, "rm /data", "mkdir /data", "write /data/x x")),
 		top, "d 755 0:0 data opaque", "f 644 0:0 data/x x")
+	wantLines(t, "made and removed", run(do(root, "write /data/y y", "rm /data/y", "mkdir /new/x", "rm /new")), top, "d 755 0:0 data")
+	wantLines(t, "directory for a file", run(do(root, "rm /data/old", "mkdir /data/old")),
+		top, "d 755 0:0 data", "d 755 0:0 data/old")
 	wantLines(t, "in etc", run(do(root, "write /etc/x x")), top, "d 755 0:0 etc", "f 644 0:0 etc/x x")
 	wantLines(t, "own dirs", run(do(root, "write /data/own/x x", "write /tmp/x x")),
 		top, "d 755 0:0 data", "d 700 3:4 data/own", "f 644 0:0 data/own/x x", "d 1777 0:0 tmp", "f 644 0:0 tmp/x x")

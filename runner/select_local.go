@@ -12,9 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/moby/patternmatcher"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 	"kiln.build/cache"
@@ -27,11 +27,28 @@ type localContext struct {
 	dir        *os.File
 	name       string // as in messages
 	ignoreFile string
-	stats      *cache.StatCache
+
+	// stats opens what is known of the directory's files, once. To read that
+	// takes some time where there are very many, so it waits for a need.
+	stats func() (*cache.StatCache, error)
+	used  atomic.Bool // stats has been called
+}
+
+func (c *localContext) statCache() (*cache.StatCache, error) {
+	c.used.Store(true)
+	return c.stats()
 }
 
 func (c *localContext) close() error {
-	return errors.Join(c.stats.Save(), c.dir.Close())
+	err := c.dir.Close()
+	if !c.used.Load() {
+		return err
+	}
+	stats, openErr := c.stats()
+	if openErr != nil {
+		return errors.Join(err, openErr)
+	}
+	return errors.Join(err, stats.Save())
 }
 
 // context opens a local context once.
@@ -49,14 +66,11 @@ func (r *Runner) context(name string) (*localContext, error) {
 	if err != nil {
 		return nil, err
 	}
-	stats, err := r.Store.StatCache(def.Dir)
-	if err != nil {
-		return nil, errors.Join(err, dir.Close())
-	}
 	if r.contexts == nil {
 		r.contexts = map[string]*localContext{}
 	}
-	c := &localContext{dir: dir, name: "the build context", ignoreFile: def.IgnoreFile, stats: stats}
+	c := &localContext{dir: dir, name: "the build context", ignoreFile: def.IgnoreFile}
+	c.stats = sync.OnceValues(func() (*cache.StatCache, error) { return r.Store.StatCache(def.Dir) })
 	if name != "context" {
 		c.name = "build context " + name
 	}
@@ -77,6 +91,9 @@ func (r *Runner) selectLocal(ctx context.Context, o op.Select) (*selection, erro
 	}
 	p := &localPlace{ctx: ctx, c: c, ignore: ignored}
 	t, err := pick(o, p)
+	if changed(err) {
+		t, err = pick(o, p)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +109,16 @@ func (r *Runner) selectLocal(ctx context.Context, o op.Select) (*selection, erro
 		}
 	}
 	return &selection{tree: t, from: c}, nil
+}
+
+// errChanged is the error of a file that was written to while it was read.
+var errChanged = errors.New("it changed while it was being read: run the build again")
+
+// changed reports whether an error comes from files that others work on, such
+// as an editor's, which come and go. What they left is worth another look.
+func changed(err error) bool {
+	var missing *missingError
+	return errors.Is(err, errChanged) || errors.Is(err, fs.ErrNotExist) && !errors.As(err, &missing)
 }
 
 // open opens a selected file: no link is followed any more, and nothing
@@ -119,81 +146,6 @@ func (c *localContext) openat(p string, flags uint64) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), p), nil
-}
-
-// ignore matches the patterns of a .dockerignore.
-type ignore struct {
-	m        *patternmatcher.PatternMatcher
-	patterns []string
-	mu       sync.Mutex
-	dirs     map[string]patternmatcher.MatchInfo
-}
-
-func newIgnore(patterns []string) (*ignore, error) {
-	m, err := patternmatcher.New(patterns)
-	if err != nil {
-		return nil, fmt.Errorf(".dockerignore: %w", err)
-	}
-	return &ignore{m: m, patterns: patterns, dirs: map[string]patternmatcher.MatchInfo{}}, nil
-}
-
-// hidden reports whether a path is ignored; the last matching line decides.
-func (g *ignore) hidden(p string, isDir bool) (bool, error) {
-	if len(g.patterns) == 0 || p == "" {
-		return false, nil
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	hide, info, err := g.match(p)
-	if err == nil && isDir {
-		g.dirs[p] = info
-	}
-	return hide, err
-}
-
-func (g *ignore) match(p string) (bool, patternmatcher.MatchInfo, error) {
-	parent, ok := patternmatcher.MatchInfo{}, true
-	if dir := path.Dir(p); dir != "." {
-		if parent, ok = g.dirs[dir]; !ok {
-			var err error
-			if _, parent, err = g.match(dir); err != nil {
-				return false, parent, err
-			}
-			g.dirs[dir] = parent
-		}
-	}
-	return g.m.MatchesUsingParentResults(p, parent)
-}
-
-// mayHold reports whether an ignored directory may have something in it that
-// a "!" line brings back.
-func (g *ignore) mayHold(dir string) bool {
-	for _, pat := range g.m.Patterns() {
-		if !pat.Exclusion() {
-			continue
-		}
-		fixed, _, _ := strings.Cut(pat.String(), "*")
-		fixed, _, _ = strings.Cut(fixed, "?")
-		fixed, _, _ = strings.Cut(fixed, "[")
-		if strings.HasPrefix(fixed, dir+"/") || strings.HasPrefix(dir+"/", fixed) {
-			return true
-		}
-	}
-	return false
-}
-
-// line is the ignore line that hides a path: the last one that matches.
-func (g *ignore) line(p string) string {
-	for i := len(g.patterns) - 1; i >= 0; i-- {
-		m, err := patternmatcher.New([]string{strings.TrimPrefix(g.patterns[i], "!")})
-		if err != nil {
-			continue
-		}
-		if ok, err := m.MatchesOrParentMatches(p); err == nil && ok {
-			return g.patterns[i]
-		}
-	}
-	return ""
 }
 
 // localPlace finds files below a directory.
@@ -339,43 +291,6 @@ func (p *localPlace) find(name string, follow bool) (string, tree.Entry, error) 
 	return resolved, e, nil
 }
 
-// ignoredError names the line that hides a source.
-func (p *localPlace) ignoredError(name string) error {
-	file := p.c.ignoreFile
-	if file == "" {
-		file = ".dockerignore"
-	}
-	return &missingError{fmt.Sprintf("%q: not found in %s: %s hides it%s", "/"+name, p.c.name, file, p.ignoreLine(file, name))}
-}
-
-// ignoreLine shows the line that hides a path, with its number where the
-// file can be read.
-func (p *localPlace) ignoreLine(file, name string) string {
-	pattern := p.ignore.line(name)
-	if pattern == "" {
-		return ""
-	}
-	f, err := p.c.openat(file, unix.O_RDONLY)
-	if err != nil {
-		return fmt.Sprintf(" (%s)", pattern)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, 1<<20))
-	if err != nil {
-		return fmt.Sprintf(" (%s)", pattern)
-	}
-	found := 0
-	for i, line := range strings.Split(string(text), "\n") {
-		if strings.Trim(path.Clean(strings.TrimSpace(line)), "/") == strings.Trim(pattern, "/") {
-			found = i + 1
-		}
-	}
-	if found == 0 {
-		return fmt.Sprintf(" (%s)", pattern)
-	}
-	return fmt.Sprintf(" (%s:%d: %s)", file, found, pattern)
-}
-
 // entry describes one path, which has no links but perhaps in its last place.
 // Files that are hidden are not read.
 func (p *localPlace) entry(name string, hidden bool) (tree.Entry, error) {
@@ -418,30 +333,49 @@ func (p *localPlace) entry(name string, hidden bool) (tree.Entry, error) {
 	return e, nil
 }
 
+// quick is the size up to which a file that a source names itself is read
+// without asking the stat cache.
+const quick = 256 << 10
+
 // hash is the digest of one file's content.
 func (p *localPlace) hash(name string, st *unix.Stat_t) (digest.Digest, error) {
-	if d, ok := p.c.stats.Lookup(name, st); ok {
+	if st.Size <= quick {
+		d, _, err := p.read(name, st)
+		return d, err
+	}
+	stats, err := p.c.statCache()
+	if err != nil {
+		return "", err
+	}
+	if d, ok := stats.Lookup(name, st); ok {
 		return d, nil
 	}
-	seen := time.Now()
+	d, seen, err := p.read(name, st)
+	if err == nil {
+		stats.Put(name, st, d, seen)
+	}
+	return d, err
+}
+
+// read hashes a file that has the attributes st, and returns when it began.
+func (p *localPlace) read(name string, st *unix.Stat_t) (d digest.Digest, seen time.Time, err error) {
+	seen = time.Now()
 	f, err := p.c.openat(name, unix.O_RDONLY)
 	if err != nil {
-		return "", err
+		return "", seen, err
 	}
 	defer f.Close()
-	d, err := digest.Canonical.FromReader(f)
-	if err != nil {
-		return "", err
+	if d, err = digest.Canonical.FromReader(f); err != nil {
+		return "", seen, err
 	}
 	var after unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
-		return "", err
+		return "", seen, err
 	}
 	if after.Size != st.Size || after.Mtim != st.Mtim || after.Ctim != st.Ctim {
-		return "", fmt.Errorf("it changed while it was being read: run the build again")
+		return "", seen, errChanged
 	}
-	p.c.stats.Put(name, st, d, seen)
-	return d, nil
+	return d, seen, nil
 }
 
 func (p *localPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
@@ -454,6 +388,10 @@ func (p *localPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
 		return nil, fmt.Errorf("%q in %s: %w", "/"+dir, p.c.name, err)
 	}
 	defer f.Close()
+	stats, err := p.c.statCache()
+	if err != nil {
+		return nil, err
+	}
 	var failed error
 	filter := func(rel string, t tree.Type) (keep, descend bool) {
 		full := path.Join(dir, rel)
@@ -473,7 +411,7 @@ func (p *localPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
 		return true, true
 	}
 	t, err := tree.Scan(p.ctx, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), tree.ScanOptions{
-		Plain: true, Filter: filter, Known: prefixed{p.c.stats, dir},
+		Plain: true, Filter: filter, Known: prefixed{stats, dir},
 	})
 	if failed != nil {
 		return nil, failed
