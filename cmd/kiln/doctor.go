@@ -37,6 +37,7 @@ type diagnosis struct {
 	Store     string `json:"store"`
 	StoreNote string `json:"storeNote"` // its version, or why it cannot be used
 	FreeBytes int64  `json:"freeBytes"`
+	usable    bool
 
 	Problems []problem `json:"problems"`
 }
@@ -124,9 +125,9 @@ func (a *app) examine() *diagnosis {
 	return d
 }
 
-// probeDir is a place on the store's file system.
+// probeDir is a place on the store's file system, if the store can be used.
 func (d *diagnosis) probeDir() string {
-	if fi, err := os.Stat(d.Store); err == nil && fi.IsDir() {
+	if d.usable {
 		return d.Store
 	}
 	return os.TempDir()
@@ -141,7 +142,7 @@ func (d *diagnosis) examineStore(root string) {
 		return
 	}
 	defer store.Close()
-	d.StoreNote = "version 1"
+	d.StoreNote, d.usable = "version 1", true
 	var st unix.Statfs_t
 	if unix.Statfs(root, &st) != nil {
 		return
