@@ -68,7 +68,11 @@ func (c *Client) push(ctx context.Context, l *layout.Layout, desc v1.Descriptor,
 	if err := p.blobs(ctx, desc); err != nil {
 		return desc, err
 	}
-	return desc, p.manifests(ctx, desc, repo.Tag(ref.Tag))
+	var to name.Reference = repo.Tag(ref.Tag)
+	if ref.Tag == "" { // known by its digest alone
+		to = repo.Digest(desc.Digest.String())
+	}
+	return desc, p.manifests(ctx, desc, to)
 }
 
 // present returns what can be pushed of an image: all of it, or of an index

@@ -352,6 +352,23 @@ func TestPushPartOfAnIndex(t *testing.T) {
 	}
 }
 
+func TestPushByDigest(t *testing.T) {
+	isolate(t)
+	f, c, l := newFake(t), newClient(t, Options{}), newLayout(t)
+	one := image(t, l, amd64, noise(1, 10))
+	to := ref(t, f.host+"/x")
+	to.Tag = ""
+	if _, err := c.Push(t.Context(), l, one, to, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := c.Head(t.Context(), ref(t, f.host+"/x@"+one.Digest.String())); err != nil || d.Digest != one.Digest {
+		t.Errorf("by digest: %v, %v", d.Digest, err)
+	}
+	if _, err := c.Head(t.Context(), ref(t, f.host+"/x")); err == nil {
+		t.Error("a tag was made")
+	}
+}
+
 func TestPushMounts(t *testing.T) {
 	isolate(t)
 	f, c, l := newFake(t), newClient(t, Options{}), newLayout(t)
