@@ -53,10 +53,13 @@ func newProcess(tmp string) (*process, error) {
 	if p.lock != nil {
 		return p, nil
 	}
-	p.dir = filepath.Join(tmp, p.id)
-	var err error
-	if p.lock, err = tryLock(p.dir+lockSuffix, unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("make scratch directory: %w", err)
+	for p.lock == nil {
+		p.dir = filepath.Join(tmp, p.id)
+		var err error
+		p.lock, err = tryLock(p.dir+lockSuffix, unix.LOCK_EX)
+		if err != nil && err != errBusy { // busy: another one's sweep was faster
+			return nil, fmt.Errorf("make scratch directory: %w", err)
+		}
 	}
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
 		os.Remove(p.dir + lockSuffix)

@@ -287,6 +287,32 @@ func count(s *Store) error {
 	return os.WriteFile(path, append(b, 'x'), 0o600)
 }
 
+// A sweep that meets the lock file of a process that is just being made holds
+// its lock for a moment.
+func TestNewProcesses(t *testing.T) {
+	tmp := t.TempDir()
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			for i := range 200 {
+				p, err := newProcess(tmp)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if i%3 == 0 { // not clean: another one clears it away
+					if err := errors.Join(os.Mkdir(filepath.Join(p.dir, "left"), 0o700), unlock(p.lock)); err != nil {
+						t.Error(err)
+					}
+				} else if err := p.close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+}
+
 func TestFileLock(t *testing.T) {
 	root := t.TempDir()
 	s := openTest(t, root, Options{})
