@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"kiln.build/cache"
 	"kiln.build/cache/archive"
 	"kiln.build/cache/layout"
@@ -68,7 +69,9 @@ func (r *Runner) unpacked(ctx context.Context, a *solver.Action, ref string, o s
 		if err := r.Store.Images().Remove(o.Blob); err != nil {
 			return solver.Layer{}, err
 		}
-		l, err = r.unpackBlob(ctx, a, ref, o)
+		if l, err = r.unpackBlob(ctx, a, ref, o); err != nil {
+			err = fmt.Errorf("%w; it cannot be had again: %w", corrupt, err)
+		}
 	}
 	if err != nil {
 		return solver.Layer{}, err
@@ -99,7 +102,8 @@ func (r *Runner) unpackBlob(ctx context.Context, a *solver.Action, ref string, o
 			return solver.Layer{}, err
 		}
 		defer blob.Close()
-		return r.unpack(ctx, blob, o.DiffID)
+		l, err := r.unpack(ctx, blob, o.DiffID)
+		return l, whyBad(ctx, err, blob)
 	}
 	desc := ocispecs.Descriptor{MediaType: o.MediaType, Digest: o.Blob, Size: o.Size}
 	body, err := r.fetch(ctx, ref, desc)
@@ -124,10 +128,24 @@ func (r *Runner) unpackBlob(ctx context.Context, a *solver.Action, ref string, o
 	g.Go(func() error {
 		var err error
 		l, err = r.unpack(ctx, io.TeeReader(counted, toUnpack), o.DiffID)
+		err = whyBad(ctx, err, counted)
 		toUnpack.CloseWithError(err)
 		return err
 	})
 	return l, g.Wait()
+}
+
+// whyBad finds out whether a blob could not be unpacked because it is
+// corrupt: its digest is known only at its end.
+func whyBad(ctx context.Context, err error, rest io.Reader) error {
+	if err == nil || ctx.Err() != nil || errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	var corrupt *layout.CorruptError
+	if _, readErr := io.Copy(io.Discard, rest); errors.As(readErr, &corrupt) {
+		return corrupt
+	}
+	return err
 }
 
 // unpack makes a layer of an archive and checks that it is the right one.

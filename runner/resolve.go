@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"kiln.build/cache/layout"
@@ -32,8 +33,9 @@ type Image struct {
 func (i *Image) Op() op.Image { return op.Image{Ref: i.Ref, Layers: i.Layers} }
 
 // ResolveImage finds an image for a platform: in the store under its name
-// (unless pull is set), else in its registry. What a registry says is kept in
-// the store, so that a reference with a digest needs the network only once.
+// (unless pull is set), else in its registry. One in the store that is for
+// another platform is the last resort. What a registry says is kept in the
+// store, so that a reference with a digest needs the network only once.
 func (r *Runner) ResolveImage(ctx context.Context, ref string, p ocispecs.Platform, pull bool) (*Image, error) {
 	if path, ok := strings.CutPrefix(ref, layoutScheme); ok {
 		return resolveLayout(ctx, ref, path, p)
@@ -42,59 +44,79 @@ func (r *Runner) ResolveImage(ctx context.Context, ref string, p ocispecs.Platfo
 	if err != nil {
 		return nil, err
 	}
-	img, err := r.stored(ctx, parsed, p)
-	if err == nil && (!pull || parsed.Digest != "") {
+	img, storedErr := r.stored(ctx, parsed, p)
+	pinned := parsed.Digest != ""
+	suits := img != nil && (img.Platform.OS == "" || platforms.Only(p).Match(img.Platform))
+	if img != nil && (pinned || suits && !pull) {
 		return img, nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	if storedErr != nil && !replaceable(storedErr) {
+		return nil, storedErr
 	}
 	if r.Registry == nil {
-		return nil, fmt.Errorf("%s is not in the store", parsed)
+		if img != nil {
+			return img, nil
+		}
+		return nil, storedErr
 	}
 	found, err := r.Registry.Resolve(ctx, parsed, &p)
-	if err != nil {
-		return nil, err
+	switch {
+	case err == nil:
+		return imageOf(parsed.String(), &found.Image), r.keepDocuments(ctx, &found.Image)
+	case img != nil && !pull:
+		return img, nil
+	case !errors.Is(storedErr, fs.ErrNotExist) && storedErr != nil:
+		return nil, fmt.Errorf("%w (in the store: %w)", err, storedErr)
 	}
+	return nil, err
+}
+
+// replaceable reports whether what is wrong with an image in the store can be
+// mended by its registry.
+func replaceable(err error) bool {
+	var corrupt *layout.CorruptError
+	var platform *layout.PlatformError
+	return errors.Is(err, fs.ErrNotExist) || errors.As(err, &corrupt) || errors.As(err, &platform)
+}
+
+// keepDocuments stores what describes an image.
+func (r *Runner) keepDocuments(ctx context.Context, img *layout.Image) error {
 	for _, doc := range []struct {
 		desc ocispecs.Descriptor
 		data []byte
-	}{{found.Descriptor, found.Manifest}, {found.ConfigDescriptor, found.Config}} {
+	}{{img.Target, img.Index}, {img.Descriptor, img.Manifest}, {img.ConfigDescriptor, img.Config}} {
+		if doc.data == nil {
+			continue
+		}
 		if _, err := r.Store.Images().WriteBytes(ctx, doc.desc.MediaType, doc.data); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return imageOf(parsed.String(), &found.Image), nil
+	return nil
 }
 
 // stored finds an image by its tag in the store, or by the digest of its
-// manifest.
+// manifest. Documents that are corrupt are dropped.
 func (r *Runner) stored(ctx context.Context, ref registry.Reference, p ocispecs.Platform) (*Image, error) {
 	images := r.Store.Images()
-	desc, err := images.Resolve(ref.String())
-	if err != nil && ref.Digest != "" && images.Has(ref.Digest) {
-		data, readErr := images.ReadBlob(ref.Digest)
-		if readErr != nil {
-			return nil, readErr
+	img, err := func() (*layout.Image, error) {
+		desc, err := images.Resolve(ref.String())
+		if err != nil && ref.Digest != "" && images.Has(ref.Digest) {
+			desc, err = ocispecs.Descriptor{Digest: ref.Digest}, nil
 		}
-		desc = ocispecs.Descriptor{MediaType: mediaType(data), Digest: ref.Digest, Size: int64(len(data))}
-		err = nil
+		if err != nil {
+			return nil, err
+		}
+		return images.Image(ctx, desc, &p)
+	}()
+	var corrupt *layout.CorruptError
+	if errors.As(err, &corrupt) {
+		err = errors.Join(err, images.Remove(corrupt.Digest))
 	}
-	if err != nil {
-		return nil, err
-	}
-	img, err := images.Image(ctx, desc, &p)
 	if err != nil {
 		return nil, err
 	}
 	return imageOf(ref.String(), img), nil
-}
-
-func mediaType(manifest []byte) string {
-	if strings.Contains(string(manifest), `"manifests"`) {
-		return ocispecs.MediaTypeImageIndex
-	}
-	return ocispecs.MediaTypeImageManifest
 }
 
 func imageOf(ref string, img *layout.Image) *Image {

@@ -43,6 +43,7 @@ func IsForeign(mediaType string) bool {
 type Image struct {
 	Target     v1.Descriptor // what was asked for: an index, or Descriptor
 	Descriptor v1.Descriptor // of the manifest, with its platform where an index told it
+	Index      []byte        // what Target is, as stored; nil where that is Descriptor
 	Manifest   []byte        // as stored, byte for byte
 	Config     []byte        // as stored, byte for byte
 
@@ -111,6 +112,9 @@ func ReadImage(ctx context.Context, desc v1.Descriptor, platform *v1.Platform, f
 				return nil, fmt.Errorf("image %s: %w", desc.Digest, err)
 			}
 			return image, nil
+		}
+		if image.Index == nil {
+			image.Index = b
 		}
 		var x v1.Index
 		if err := json.Unmarshal(b, &x); err != nil {
