@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -10,16 +13,19 @@ import (
 
 // containerCommands are the commands for the life of containers.
 func (a *app) containerCommands() []*cobra.Command {
-	group := &cobra.Command{Use: "container", Short: "Manage containers", Example: "  kiln container ls -a"}
+	group := &cobra.Command{Use: "container", Short: "Manage containers", Example: "  kiln container prune"}
 	group.AddCommand(a.containerLife()...)
-	group.AddCommand(a.containerPrune())
-	return append(a.containerLife(), group, a.monitorCommand())
+	group.AddCommand(a.containerPrune(), a.inspectCommand("container"))
+	return append(a.containerLife(), group, a.volumeCommand(), a.monitorCommand())
 }
 
 func (a *app) containerLife() []*cobra.Command {
 	return []*cobra.Command{
-		a.runCommand(), a.createCommand(), a.startCommand(), a.psCommand(), a.logsCommand(), a.execCommand(),
-		a.stopCommand(), a.killCommand(), a.waitCommand(), a.rmCommand(), a.portCommand(),
+		a.runCommand(), a.createCommand(), a.startCommand(), a.attachCommand(), a.execCommand(),
+		a.psCommand(), a.logsCommand(), a.topCommand(), a.portCommand(), a.waitCommand(),
+		a.stopCommand(), a.killCommand(), a.restartCommand(), a.pauseCommand(), a.unpauseCommand(),
+		a.rmCommand(), a.renameCommand(),
+		a.cpCommand(), a.diffCommand(), a.exportCommand(), a.commitCommand(),
 	}
 }
 
@@ -29,4 +35,57 @@ func (a *app) containers() (container.Set, error) {
 		return container.Set{}, err
 	}
 	return container.Set{Dir: filepath.Join(a.root, "containers")}, nil
+}
+
+// container finds a container by its name or ID.
+func (a *app) container(name string) (*container.Container, error) {
+	set, err := a.containers()
+	if err != nil {
+		return nil, err
+	}
+	return set.Find(name)
+}
+
+// each applies f to the containers of the names, and goes on after errors,
+// which it prints. What docker prints for each is its name.
+func (a *app) each(ctx context.Context, names []string, f func(*container.Container) error) error {
+	set, err := a.containers()
+	if err != nil {
+		return err
+	}
+	failed := false
+	for _, n := range names {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		k, err := set.Find(n)
+		if err == nil {
+			err = f(k)
+		}
+		if err != nil {
+			fmt.Fprintf(a.stderr, "kiln: %v\n", err)
+			failed = true
+			continue
+		}
+		fmt.Fprintln(a.stdout, n)
+	}
+	if failed {
+		return &exitError{1, nil}
+	}
+	return nil
+}
+
+// cliFailed is docker's exit status for failures of its own.
+func cliFailed(err error) error {
+	var e *exitError
+	if err == nil || errors.As(err, &e) {
+		return err
+	}
+	return &exitError{125, err}
+}
+
+// flagsFail has unknown flags end with that status as well.
+func flagsFail(c *cobra.Command) *cobra.Command {
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cliFailed(err) })
+	return c
 }

@@ -65,7 +65,7 @@ func attachNetwork(ctx context.Context, pid int, ports []container.Port) (*conta
 	if err != nil {
 		return nil, err
 	}
-	end := &container.Endpoint{IP: e.IP.String()}
+	end := &container.Endpoint{IP: e.IP.String(), Gateway: e.Gateway.String()}
 	var proxies []*network.Proxy
 	// The interface goes with the container's namespace, and the address with
 	// this process: taking them away here would make the user wait for it.

@@ -22,12 +22,10 @@ type streams struct {
 	restore func()
 }
 
-// connect sets the command's streams: pipes, or a terminal. The ends of this
-// machine's own terminal are never handed into a sandbox.
+// connect sets the command's streams: pipes, unless it has a terminal. The ends
+// of this machine's own terminal are never handed into a sandbox.
 func (s *streams) connect(c *sandbox.Command) error {
 	if s.tty {
-		c.Terminal = &sandbox.Size{Rows: 24, Cols: 80}
-		c.Env = append(c.Env, "TERM=xterm")
 		if in, ok := s.app.stdin.(*os.File); ok && s.interactive {
 			if !term.IsTerminal(in.Fd()) {
 				return errors.New("the input device is not a TTY")

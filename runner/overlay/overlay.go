@@ -31,14 +31,19 @@ type Options struct {
 	// Empty is an empty directory, which takes part where the kernel wants
 	// more lower directories than there are: one, or two if read-only.
 	Empty string
+
+	// Durable makes a mount that syncs when it is asked to and when it
+	// ends. Without it the mount is volatile: it never syncs, and the
+	// directory "incompat" that it leaves in Work/work has to be removed
+	// before Upper can be mounted again.
+	Durable bool
 }
 
 // Mount makes a detached overlay mount. The caller closes the descriptor,
 // which ends the mount unless it was moved to a place by then.
 //
 // The upper directory holds all of every change (no redirects, no metadata
-// copies), so that it can be read as a layer. The mount is volatile: it never
-// syncs, for a layer is worth nothing before the store has recorded it.
+// copies), so that it can be read as a layer.
 func Mount(o Options) (*os.File, error) {
 	o.Lower = once(o.Lower)
 	if least := 1; len(o.Lower) < 2 {
@@ -128,7 +133,7 @@ func configure(o Options, lower func(setter) error) (*os.File, error) {
 		}
 	}
 	flags := []string{}
-	if o.Upper != "" {
+	if o.Upper != "" && !o.Durable {
 		flags = append(flags, "volatile")
 	}
 	if !initial {

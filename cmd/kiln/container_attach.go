@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/moby/term"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"kiln.build/runner/container"
+	"kiln.build/runner/sandbox"
+)
+
+func (a *app) attachCommand() *cobra.Command {
+	var noStdin, proxy bool
+	var keys string
+	c := &cobra.Command{
+		Use: "attach [flags] CONTAINER", Short: "Watch a running container, and type into it", Args: cobra.ExactArgs(1),
+		Long: `Watch a running container, and type into it. It ends with the container and
+its exit status, or is left by keys in a terminal (ctrl-p ctrl-q).`,
+		Example: "  kiln attach web",
+		RunE: func(c *cobra.Command, args []string) error {
+			k, err := a.container(args[0])
+			if err != nil {
+				return err
+			}
+			leave, err := detachKeys(keys)
+			if err != nil {
+				return err
+			}
+			return a.attach(c.Context(), k, !noStdin, leave, proxy)
+		},
+	}
+	c.Flags().BoolVar(&noStdin, "no-stdin", false, "only watch")
+	c.Flags().BoolVar(&proxy, "sig-proxy", true, "hand signals on to the container")
+	c.Flags().StringVar(&keys, "detach-keys", "", "keys that leave a terminal (default ctrl-p,ctrl-q)")
+	return c
+}
+
+// detachKeys reads the keys that leave a terminal.
+func detachKeys(s string) ([]byte, error) {
+	if s == "" {
+		s = "ctrl-p,ctrl-q"
+	}
+	keys, err := term.ToBytes(s)
+	if err != nil {
+		return nil, fmt.Errorf("invalid detach keys (%s): %w", s, err)
+	}
+	return keys, nil
+}
+
+// attach shows a container that runs until its end, and ends as it does.
+func (a *app) attach(ctx context.Context, k *container.Container, stdin bool, keys []byte, proxy bool) error {
+	if _, _, err := k.May(container.Attach); err != nil {
+		return err
+	}
+	stdin = stdin && k.Stdin
+	if stdin && k.Terminal {
+		if err := a.terminal(); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	x, err := k.Attach(ctx, stdin)
+	if err != nil {
+		return err
+	}
+	defer x.Conn.Close()
+	// Asked before the end, since the container may be gone after it.
+	code := make(chan int, 1)
+	go func() {
+		n, err := k.Wait(ctx)
+		if err != nil {
+			n = 1
+		}
+		code <- n
+	}()
+	if s := a.terminalSize(); k.Terminal && s.Rows > 0 {
+		// Programs draw their screen anew when its size changes.
+		_ = k.Resize(ctx, sandbox.Size{Rows: s.Rows + 1, Cols: s.Cols})
+		_ = k.Resize(ctx, s)
+	}
+	w := &watching{app: a, k: k, conn: x.Conn, from: x.Reader, stdin: stdin, keys: keys, proxy: proxy}
+	if left, err := w.follow(ctx); err != nil || left {
+		return err
+	}
+	return ended(<-code, nil)
+}
+
+// spawnAttached starts a container under a monitor of its own and shows it.
+func (a *app) spawnAttached(ctx context.Context, k *container.Container, stdin bool, keys []byte) error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return cliFailed(err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "watch"), os.NewFile(uintptr(pair[1]), "watched")
+	c, err := net.FileConn(ours)
+	_ = ours.Close()
+	if err != nil {
+		return cliFailed(errors.Join(err, theirs.Close()))
+	}
+	defer c.Close()
+	m, err := a.spawn(k, spawnOptions{watcher: theirs, size: a.terminalSize()})
+	if err != nil {
+		return err
+	}
+	w := &watching{app: a, k: k, conn: c.(*net.UnixConn), from: c, stdin: stdin && k.Stdin, keys: keys, proxy: true}
+	if left, err := w.follow(context.WithoutCancel(ctx)); err != nil || left {
+		m.release()
+		return err
+	}
+	return ended(m.wait(), nil)
+}
+
+// watching is a connection to a container's streams, at this terminal.
+type watching struct {
+	app   *app
+	k     *container.Container
+	conn  *net.UnixConn
+	from  io.Reader
+	stdin bool
+	keys  []byte
+	proxy bool // hand signals on
+}
+
+// follow copies between this program's streams and the container's until the
+// container's end; or until the detach keys are typed, and left is true then.
+func (w *watching) follow(ctx context.Context) (left bool, err error) {
+	if w.stdin && w.k.Terminal {
+		in := w.app.stdin.(*os.File)
+		old, err := term.SetRawTerminal(in.Fd())
+		if err != nil {
+			return false, err
+		}
+		defer func() { err = errors.Join(err, term.RestoreTerminal(in.Fd(), old)) }()
+	}
+	signal.Ignore(unix.SIGPIPE)
+	done := make(chan struct{})
+	defer close(done)
+	forwardSignals(done, w.proxy, func(s syscall.Signal) { _ = w.k.Kill(ctx, s) }, func() {
+		if w.k.Terminal {
+			_ = w.k.Resize(ctx, w.app.terminalSize())
+		}
+	})
+	keys := make(chan struct{})
+	go func() { // ends with the input, or with this process
+		if w.typed() {
+			close(keys)
+		}
+	}()
+	output := make(chan error, 1)
+	go func() { // ends with the connection
+		if w.k.Terminal {
+			_, err := io.Copy(w.app.stdout, w.from)
+			output <- err
+			return
+		}
+		output <- container.Copy(w.app.stdout, w.app.stderr, w.from)
+	}()
+	select {
+	case <-keys:
+		fmt.Fprint(w.app.stderr, "\r\nread escape sequence\r\n")
+		return true, nil
+	case err := <-output:
+		return false, withoutPipe(err)
+	}
+}
+
+// typed hands typed input on, and reports whether the detach keys came.
+func (w *watching) typed() bool {
+	if !w.stdin {
+		_ = w.conn.CloseWrite()
+		return false
+	}
+	in := w.app.stdin
+	if w.k.Terminal {
+		in = term.NewEscapeProxy(in, w.keys)
+	}
+	_, err := io.Copy(w.conn, in)
+	var escape term.EscapeError
+	if errors.As(err, &escape) {
+		return true
+	}
+	_ = w.conn.CloseWrite()
+	return false
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"kiln.build/cache"
+	"kiln.build/runner/container"
+)
+
+func (a *app) createCommand() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use: "create [flags] IMAGE [COMMAND] [ARG...]", Short: "Create a container without starting it",
+		Example: "  kiln create --name web nginx && kiln start web",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			f.note(c)
+			store, err := a.open()
+			if err != nil {
+				return cliFailed(err)
+			}
+			defer store.Close()
+			k, err := a.newContainer(c.Context(), store, &f, args)
+			if err != nil {
+				return cliFailed(err)
+			}
+			return writeLines(a.stdout, k.ID)
+		},
+	}
+	c.Flags().Bool("help", false, "help for create")
+	f.register(c.Flags())
+	return flagsFail(c)
+}
+
+// note remembers which flags were given whose zero value means something.
+func (f *runFlags) note(c *cobra.Command) {
+	f.entrySet, f.oomSet = c.Flags().Changed("entrypoint"), c.Flags().Changed("oom-score-adj")
+}
+
+// newContainer makes a container of an image and what the flags say.
+func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags, args []string) (*container.Container, error) {
+	switch f.pull {
+	case "always", "missing", "never":
+	default:
+		return nil, fmt.Errorf("--pull=%q: must be always, missing or never", f.pull)
+	}
+	c := container.Config{
+		Name: f.name, Image: args[0], Platform: f.platform, User: f.user, Groups: f.groups, Hostname: f.hostname,
+		StopSignal: f.stopSignal, StopWait: f.stopTimeout,
+		Terminal: f.tty, Stdin: f.interactive, StdinOnce: f.interactive && !f.detach, AutoRemove: f.rm,
+		ReadOnly: f.readOnly, Init: f.init, Privileged: f.privileged,
+		CapAdd: f.capAdd, CapDrop: f.capDrop, Hosts: f.hosts,
+	}
+	if err := f.apply(&c); err != nil {
+		return nil, err
+	}
+	if f.cidFile == "" {
+		return a.create(ctx, store, f, args, c)
+	}
+	cid, err := os.OpenFile(f.cidFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("container ID file: %w", err)
+	}
+	k, err := a.create(ctx, store, f, args, c)
+	if err == nil {
+		_, err = cid.WriteString(k.ID)
+	}
+	if err = errors.Join(err, cid.Close()); err != nil {
+		return nil, errors.Join(err, os.Remove(f.cidFile))
+	}
+	return k, nil
+}
+
+// create makes the container of a config that lacks what its image says.
+func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args []string, c container.Config) (*container.Container, error) {
+	root, err := a.imageRoot(ctx, store, args[0], f.platform, f.pull)
+	if err != nil {
+		return nil, err
+	}
+	c.ImageID, c.Layers = root.id, root.layers
+	if err := f.adopt(&c, &root.config.Config, args[1:]); err != nil {
+		return nil, err
+	}
+	set, err := a.containers()
+	if err != nil {
+		return nil, err
+	}
+	if err := placeVolumes(set, &c); err != nil {
+		return nil, err
+	}
+	if err := store.Sync(ctx); err != nil {
+		return nil, err
+	}
+	return set.Create(ctx, c)
+}
+
+// adopt completes a config by that of its image.
+func (f *runFlags) adopt(c *container.Config, img *dockerspec.DockerOCIImageConfig, args []string) error {
+	c.User, c.StopSignal = cmp.Or(c.User, img.User), cmp.Or(c.StopSignal, img.StopSignal)
+	if f.workdir != "" && !path.IsAbs(f.workdir) {
+		return fmt.Errorf("the working directory '%s' is invalid, it needs to be an absolute path", f.workdir)
+	}
+	c.Cwd = path.Clean(cmp.Or(f.workdir, path.Join("/", img.WorkingDir)))
+	cmd := img.Cmd
+	c.Entrypoint = img.Entrypoint
+	if f.entrySet {
+		c.Entrypoint, cmd = nil, nil
+		if f.entrypoint != "" {
+			c.Entrypoint = []string{f.entrypoint}
+		}
+	}
+	if len(args) > 0 {
+		cmd = args
+	}
+	if c.Args = slices.Concat(c.Entrypoint, cmd); len(c.Args) == 0 {
+		return errors.New("no command specified")
+	}
+	var err error
+	if c.Env, err = f.environment(img.Env); err != nil {
+		return err
+	}
+	labels := map[string]string{}
+	maps.Copy(labels, img.Labels)
+	maps.Copy(labels, c.Labels)
+	c.Labels = labels
+	addImageVolumes(c, img.Volumes)
+	if !f.publishAll {
+		return nil
+	}
+	for _, p := range sortedPorts(img.ExposedPorts) {
+		port, proto, _ := strings.Cut(p, "/")
+		more, err := parsePublish([]string{port + "/" + cmp.Or(proto, "tcp")})
+		if err != nil {
+			return err
+		}
+		c.Ports = append(c.Ports, more...)
+	}
+	return nil
+}
+
+// addImageVolumes gives the container a volume for each place for which its
+// image wants one, where the user has put nothing.
+func addImageVolumes(c *container.Config, volumes map[string]struct{}) {
+	for _, target := range slices.Sorted(maps.Keys(volumes)) {
+		target = path.Join("/", target)
+		if !slices.ContainsFunc(c.Binds, func(b container.Bind) bool { return b.Target == target }) &&
+			!slices.ContainsFunc(c.Tmpfs, func(t container.Tmpfs) bool { return t.Target == target }) {
+			c.Binds = append(c.Binds, container.Bind{Target: target, Anonymous: true, Copy: true})
+		}
+	}
+}
+
+// placeVolumes makes the volumes' folders, and names for those without.
+func placeVolumes(set container.Set, c *container.Config) error {
+	for i := range c.Binds {
+		b := &c.Binds[i]
+		if b.Source != "" {
+			continue
+		}
+		if b.Anonymous {
+			var id [32]byte
+			_, _ = rand.Read(id[:]) // never fails
+			b.Volume = hex.EncodeToString(id[:])
+		}
+		var err error
+		if b.Source, err = set.VolumeDir(b.Volume); err != nil {
+			return err
+		}
+	}
+	return nil
+}

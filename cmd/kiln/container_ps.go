@@ -1,0 +1,288 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"kiln.build/runner/container"
+)
+
+// psFlags are the flags of ps, as typed.
+type psFlags struct {
+	all, quiet, noTrunc, size, latest bool
+	last                              int
+	filters                           []string
+	format                            string
+}
+
+func (a *app) psCommand() *cobra.Command {
+	var f psFlags
+	c := &cobra.Command{
+		Use: "ps [flags]", Aliases: []string{"ls", "list"}, Short: "List containers", Args: cobra.NoArgs,
+		Example: "  kiln ps -a\n  kiln ps -q --filter status=exited",
+		RunE:    func(*cobra.Command, []string) error { return a.ps(&f) },
+	}
+	fs := c.Flags()
+	fs.BoolVarP(&f.all, "all", "a", false, "also those that do not run")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "only IDs")
+	fs.BoolVar(&f.noTrunc, "no-trunc", false, "do not shorten anything")
+	fs.BoolVarP(&f.size, "size", "s", false, "show sizes")
+	fs.IntVarP(&f.last, "last", "n", -1, "the last N that were created")
+	fs.BoolVarP(&f.latest, "latest", "l", false, "the last one that was created")
+	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "status, name, id, label, ancestor, exited, before, since, publish, volume, network =VALUE (repeatable)")
+	fs.StringVar(&f.format, "format", "", formatHelp)
+	return c
+}
+
+func (a *app) ps(f *psFlags) error {
+	set, err := a.containers()
+	if err != nil {
+		return err
+	}
+	list, err := set.List()
+	if err != nil {
+		return err
+	}
+	keep, err := psFilter(list, f.filters)
+	if err != nil {
+		return err
+	}
+	last := f.last
+	if f.latest {
+		last = 1
+	}
+	if last >= 0 {
+		f.all = true
+	}
+	rows := []psRow{}
+	for _, k := range list {
+		if last >= 0 && len(rows) == last {
+			break
+		}
+		st, err := k.State()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since
+		}
+		if err != nil {
+			return err
+		}
+		if (f.all || st.Status.Live() || filtersState(f.filters)) && keep(k, st) {
+			rows = append(rows, newPsRow(k, st, f))
+		}
+	}
+	if f.quiet && f.format == "" {
+		ids := make([]string, len(rows))
+		for i, r := range rows {
+			ids[i] = r.ID
+		}
+		return writeLines(a.stdout, ids...)
+	}
+	columns := "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
+	if f.size {
+		columns += "\t{{.Size}}"
+	}
+	return printRows(a.stdout, f.format, columns, psHeaders, rows)
+}
+
+var psHeaders = map[string]string{
+	"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "RunningFor": "CREATED", "CreatedAt": "CREATED AT",
+	"Status": "STATUS", "State": "STATE", "Ports": "PORTS", "Names": "NAMES", "Labels": "LABELS", "Size": "SIZE",
+	"Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS", "Platform": "PLATFORM",
+}
+
+// psRow is a container as ps shows it; the names are docker's.
+type psRow struct {
+	ID, Image, Command, CreatedAt, RunningFor, Status, State, Ports, Names, Labels string
+	Size, Mounts, LocalVolumes, Networks, Platform                                 string
+
+	labels map[string]string
+}
+
+// Label is the value of a label, as docker's templates have it.
+func (r psRow) Label(name string) string { return r.labels[name] }
+
+func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
+	r := psRow{
+		ID: k.ID, Image: k.Image, Names: k.Name, State: string(st.Status), Networks: k.Network, Platform: k.Platform, labels: k.Labels,
+		CreatedAt:  k.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"),
+		RunningFor: units.HumanDuration(time.Since(k.Created)) + " ago", Status: statusText(st), Ports: psPorts(st.Ports),
+	}
+	cmd := strings.Join(k.Args, " ")
+	if !f.noTrunc {
+		r.ID = r.ID[:12]
+		if n := []rune(cmd); len(n) > 20 {
+			cmd = string(n[:19]) + "…"
+		}
+	}
+	r.Command = strconv.Quote(cmd)
+	var labels, mounts []string
+	for _, name := range slices.Sorted(maps.Keys(k.Labels)) {
+		labels = append(labels, name+"="+k.Labels[name])
+	}
+	volumes := 0
+	for _, b := range k.Binds {
+		name := b.Source
+		if b.Volume != "" {
+			name = b.Volume
+			volumes++
+		}
+		if n := []rune(name); !f.noTrunc && len(n) > 15 {
+			name = string(n[:14]) + "…"
+		}
+		mounts = append(mounts, name)
+	}
+	r.Labels, r.Mounts, r.LocalVolumes = strings.Join(labels, ","), strings.Join(mounts, ","), strconv.Itoa(volumes)
+	if f.size {
+		var image int64
+		for _, l := range k.Layers {
+			image += l.Size
+		}
+		used := k.SpaceUsed()
+		r.Size = fmt.Sprintf("%s (virtual %s)", humanSize(used), humanSize(used+image))
+	}
+	return r
+}
+
+// psPorts lists published ports, those next to each other as ranges.
+func psPorts(ports []container.Port) string {
+	var all []string
+	for i := 0; i < len(ports); {
+		first, last := ports[i], ports[i]
+		for i++; i < len(ports); i++ {
+			p := ports[i]
+			if p.HostIP != first.HostIP || p.Proto != first.Proto || p.HostPort != last.HostPort+1 || p.Container != last.Container+1 {
+				break
+			}
+			last = p
+		}
+		text := first.String()
+		if last != first {
+			text = fmt.Sprintf("%s-%d->%d-%d/%s", first.Host(), last.HostPort, first.Container, last.Container, first.Proto)
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, ", ")
+}
+
+func statusText(st container.State) string {
+	since := func(t time.Time) string { return units.HumanDuration(time.Since(t)) }
+	switch st.Status {
+	case container.Running:
+		return "Up " + since(st.Started)
+	case container.Paused:
+		return "Up " + since(st.Started) + " (Paused)"
+	case container.Restarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", st.ExitCode, since(st.Finished))
+	case container.Exited:
+		if st.Finished.IsZero() {
+			return fmt.Sprintf("Exited (%d)", st.ExitCode) // nobody saw it
+		}
+		return fmt.Sprintf("Exited (%d) %s ago", st.ExitCode, since(st.Finished))
+	}
+	return "Created"
+}
+
+func filtersState(filters []string) bool {
+	return slices.ContainsFunc(filters, func(f string) bool {
+		return strings.HasPrefix(f, "status=") || strings.HasPrefix(f, "exited=")
+	})
+}
+
+// psFilter reads filters. Of several values of a key one must match, but of
+// labels all.
+func psFilter(all []*container.Container, filters []string) (func(*container.Container, container.State) bool, error) {
+	type test func(*container.Container, container.State) bool
+	tests := map[string][]test{}
+	for _, f := range filters {
+		key, value, ok := strings.Cut(f, "=")
+		if !ok {
+			return nil, fmt.Errorf("invalid filter %q: must be KEY=VALUE", f)
+		}
+		t, err := psTest(all, key, value)
+		if err != nil {
+			return nil, err
+		}
+		if key == "label" {
+			key = f
+		}
+		tests[key] = append(tests[key], t)
+	}
+	return func(k *container.Container, st container.State) bool {
+		for _, any := range tests {
+			if !slices.ContainsFunc(any, func(t test) bool { return t(k, st) }) {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+func psTest(all []*container.Container, key, value string) (func(*container.Container, container.State) bool, error) {
+	other := func() (time.Time, error) {
+		for _, k := range all {
+			if k.Name == value || strings.HasPrefix(k.ID, value) {
+				return k.Created, nil
+			}
+		}
+		return time.Time{}, &container.NotFoundError{Name: value}
+	}
+	switch key {
+	case "status":
+		known := []container.Status{container.Created, container.Running, container.Paused, container.Restarting, container.Exited, "removing", "dead"}
+		if !slices.Contains(known, container.Status(value)) {
+			return nil, fmt.Errorf("invalid filter 'status=%s'", value)
+		}
+		return func(_ *container.Container, st container.State) bool { return string(st.Status) == value }, nil
+	case "name":
+		return func(k *container.Container, _ container.State) bool {
+			return strings.Contains("/"+k.Name, strings.TrimSuffix(strings.TrimPrefix(value, "^"), "$")) &&
+				(!strings.HasPrefix(value, "^") || strings.HasPrefix("/"+k.Name, "/"+strings.Trim(value, "^$/"))) &&
+				(!strings.HasSuffix(value, "$") || strings.HasSuffix(k.Name, strings.Trim(value, "^$/")))
+		}, nil
+	case "id":
+		return func(k *container.Container, _ container.State) bool { return strings.HasPrefix(k.ID, value) }, nil
+	case "ancestor":
+		return func(k *container.Container, _ container.State) bool {
+			id := k.ImageID.Encoded()
+			return k.Image == value || strings.HasPrefix(k.Image, value+":") || k.Image+":latest" == value ||
+				len(value) >= 4 && strings.HasPrefix(id, strings.TrimPrefix(value, "sha256:"))
+		}, nil
+	case "exited":
+		code, err := strconv.Atoi(value)
+		return func(_ *container.Container, st container.State) bool {
+			return st.Status == container.Exited && st.ExitCode == code
+		}, err
+	case "label":
+		name, want, has := strings.Cut(value, "=")
+		return func(k *container.Container, _ container.State) bool {
+			v, ok := k.Labels[name]
+			return ok && (!has || v == want)
+		}, nil
+	case "before", "since":
+		at, err := other()
+		return func(k *container.Container, _ container.State) bool {
+			return key == "before" && k.Created.Before(at) || key == "since" && k.Created.After(at)
+		}, err
+	case "network":
+		return func(k *container.Container, _ container.State) bool { return k.Network == value }, nil
+	case "volume":
+		return func(k *container.Container, _ container.State) bool {
+			return slices.ContainsFunc(k.Binds, func(b container.Bind) bool { return b.Volume == value || b.Source == value || b.Target == value })
+		}, nil
+	case "publish":
+		return func(_ *container.Container, st container.State) bool {
+			return slices.ContainsFunc(st.Ports, func(p container.Port) bool {
+				return strconv.Itoa(p.HostPort) == strings.TrimSuffix(value, "/"+p.Proto)
+			})
+		}, nil
+	}
+	return nil, fmt.Errorf("invalid filter '%s'", key)
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+	"kiln.build/runner/container"
+)
+
+// startFlags are the flags of start, as typed.
+type startFlags struct {
+	attach, interactive, policies bool
+	keys                          string
+}
+
+func (a *app) startCommand() *cobra.Command {
+	var f startFlags
+	c := &cobra.Command{
+		Use: "start [flags] CONTAINER...", Short: "Start containers that were created or have ended",
+		Example: "  kiln start -a job\n  kiln start --restart-policies   # at boot: what should run",
+		Args: func(c *cobra.Command, args []string) error {
+			if f.policies {
+				return cobra.NoArgs(c, args)
+			}
+			return cobra.MinimumNArgs(1)(c, args)
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case f.policies:
+				return a.startPolicies(c.Context())
+			case f.attach || f.interactive:
+				return a.startAttached(c.Context(), &f, args)
+			}
+			return a.each(c.Context(), args, a.start)
+		},
+	}
+	c.Flags().BoolVarP(&f.attach, "attach", "a", false, "show its output, and end with its exit status")
+	c.Flags().BoolVarP(&f.interactive, "interactive", "i", false, "give it standard input too")
+	c.Flags().BoolVar(&f.policies, "restart-policies", false, "start what should run by its restart policy and does not")
+	c.Flags().StringVar(&f.keys, "detach-keys", "", "keys that leave a terminal (default ctrl-p,ctrl-q)")
+	return c
+}
+
+// start starts a container in the background.
+func (a *app) start(k *container.Container) error {
+	if do, _, err := k.May(container.Start); err != nil || !do {
+		return err
+	}
+	m, err := a.spawn(k, spawnOptions{})
+	if errors.Is(err, container.ErrRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.release()
+	return nil
+}
+
+func (a *app) startAttached(ctx context.Context, f *startFlags, names []string) error {
+	if len(names) > 1 {
+		return errors.New("you cannot start and attach multiple containers at once")
+	}
+	keys, err := detachKeys(f.keys)
+	if err != nil {
+		return err
+	}
+	k, err := a.container(names[0])
+	if err != nil {
+		return err
+	}
+	do, _, err := k.May(container.Start)
+	if err != nil {
+		return err
+	}
+	if !do {
+		return a.attach(ctx, k, f.interactive, keys, true)
+	}
+	if f.interactive && k.Terminal && k.Stdin {
+		if err := a.terminal(); err != nil {
+			return err
+		}
+	}
+	store, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	return a.foreground(ctx, store, k, f.interactive, keys)
+}
+
+func (a *app) startPolicies(ctx context.Context) error {
+	set, err := a.containers()
+	if err != nil {
+		return err
+	}
+	list, err := set.List()
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, k := range list {
+		wants, err := k.WantsStart()
+		if err != nil {
+			return err
+		}
+		if wants {
+			names = append(names, k.Name)
+		}
+	}
+	return a.each(ctx, names, a.start)
+}
+
+func (a *app) restartCommand() *cobra.Command {
+	var seconds int
+	c := &cobra.Command{
+		Use: "restart [flags] CONTAINER...", Short: "Stop containers and start them again", Args: cobra.MinimumNArgs(1),
+		Example: "  kiln restart web",
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.each(c.Context(), args, func(k *container.Container) error {
+				if err := k.Stop(c.Context(), given(c, "time", &seconds)); err != nil {
+					return err
+				}
+				return a.start(k)
+			})
+		},
+	}
+	c.Flags().IntVarP(&seconds, "time", "t", 10, "seconds to wait before killing; -1 for ever (default the container's own, 10)")
+	return c
+}
+
+// given is a flag's value, nil if it was not given.
+func given[T any](c *cobra.Command, flag string, value *T) *T {
+	if !c.Flags().Changed(flag) {
+		return nil
+	}
+	return value
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"kiln.build/runner/container"
+)
+
+func (a *app) stopCommand() *cobra.Command {
+	var seconds int
+	c := &cobra.Command{
+		Use: "stop [flags] CONTAINER...", Short: "Ask containers to end, and kill them if they do not", Args: cobra.MinimumNArgs(1),
+		Example: "  kiln stop -t 5 web",
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.each(c.Context(), args, func(k *container.Container) error {
+				return k.Stop(c.Context(), given(c, "time", &seconds))
+			})
+		},
+	}
+	c.Flags().IntVarP(&seconds, "time", "t", 10, "seconds to wait before killing; -1 for ever (default the container's own, 10)")
+	return c
+}
+
+func (a *app) killCommand() *cobra.Command {
+	var name string
+	c := &cobra.Command{
+		Use: "kill [flags] CONTAINER...", Short: "Send a signal to containers", Args: cobra.MinimumNArgs(1),
+		Example: "  kiln kill -s HUP web",
+		RunE: func(c *cobra.Command, args []string) error {
+			sig, err := container.ParseSignal(name)
+			if err != nil {
+				return err
+			}
+			return a.each(c.Context(), args, func(k *container.Container) error { return k.Kill(c.Context(), sig) })
+		},
+	}
+	c.Flags().StringVarP(&name, "signal", "s", "KILL", "the signal, by name or number")
+	return c
+}
+
+func (a *app) pauseCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "pause CONTAINER...", Short: "Freeze containers", Args: cobra.MinimumNArgs(1),
+		Example: "  kiln pause web",
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.each(c.Context(), args, func(k *container.Container) error { return k.Pause(c.Context()) })
+		},
+	}
+}
+
+func (a *app) unpauseCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "unpause CONTAINER...", Short: "Let frozen containers go on", Args: cobra.MinimumNArgs(1),
+		Example: "  kiln unpause web",
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.each(c.Context(), args, func(k *container.Container) error { return k.Unpause(c.Context()) })
+		},
+	}
+}
+
+func (a *app) waitCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "wait CONTAINER...", Short: "Wait until containers have ended, and print their exit statuses", Args: cobra.MinimumNArgs(1),
+		Example: "  kiln wait job && echo done",
+		RunE: func(c *cobra.Command, args []string) error {
+			var errs []error
+			for _, n := range args {
+				k, err := a.container(n)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				code, err := k.Wait(c.Context())
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Fprintln(a.stdout, code)
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
+
+func (a *app) rmCommand() *cobra.Command {
+	var o container.RemoveOptions
+	c := &cobra.Command{
+		Use: "rm [flags] CONTAINER...", Aliases: []string{"remove"}, Short: "Remove containers", Args: cobra.MinimumNArgs(1),
+		Example: "  kiln rm -f web",
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.each(c.Context(), args, func(k *container.Container) error { return k.Remove(c.Context(), o) })
+		},
+	}
+	c.Flags().BoolVarP(&o.Force, "force", "f", false, "kill what runs")
+	c.Flags().BoolVarP(&o.Volumes, "volumes", "v", false, "remove their volumes that have no names, too")
+	return c
+}
+
+func (a *app) renameCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "rename CONTAINER NAME", Short: "Give a container another name", Args: cobra.ExactArgs(2),
+		Example: "  kiln rename amber_jug web",
+		RunE: func(c *cobra.Command, args []string) error {
+			set, err := a.containers()
+			if err != nil {
+				return err
+			}
+			k, err := set.Find(args[0])
+			if err != nil {
+				return err
+			}
+			return set.Rename(c.Context(), k, args[1])
+		},
+	}
+}
+
+func (a *app) containerPrune() *cobra.Command {
+	var force bool
+	var filters []string
+	c := &cobra.Command{
+		Use: "prune [flags]", Short: "Remove all containers that do not run", Args: cobra.NoArgs,
+		Example: "  kiln container prune -f",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if ok, err := a.confirm(force, "This will remove all stopped containers."); err != nil || !ok {
+				return err
+			}
+			set, err := a.containers()
+			if err != nil {
+				return err
+			}
+			list, err := set.List()
+			if err != nil {
+				return err
+			}
+			keep, err := psFilter(list, filters)
+			if err != nil {
+				return err
+			}
+			var freed int64
+			var gone []string
+			for _, k := range list {
+				st, err := k.State()
+				if err != nil || st.Status.Live() || !keep(k, st) {
+					continue // one that is gone is none to remove
+				}
+				n := k.SpaceUsed()
+				if err := k.Remove(c.Context(), container.RemoveOptions{}); err != nil {
+					var started *container.StateError
+					if errors.As(err, &started) {
+						continue
+					}
+					return err
+				}
+				freed += n
+				gone = append(gone, k.ID)
+			}
+			if len(gone) > 0 {
+				gone = append(append([]string{"Deleted Containers:"}, gone...), "")
+			}
+			return writeLines(a.stdout, append(gone, "Total reclaimed space: "+humanSize(freed))...)
+		},
+	}
+	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	c.Flags().StringArrayVar(&filters, "filter", nil, "remove only those that match, as for ps (repeatable)")
+	return c
+}

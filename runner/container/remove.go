@@ -1,0 +1,81 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// RemoveOptions say how a container is removed.
+type RemoveOptions struct {
+	Force   bool // kill it if it runs
+	Volumes bool // anonymous ones, too
+}
+
+// Remove deletes a container.
+func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
+	verb := Remove
+	if o.Force {
+		verb = ForceRemove
+		if err := c.end(ctx, unix.SIGKILL); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	l, _, err := c.lock(ctx, verb)
+	if o.Force && errors.Is(err, fs.ErrNotExist) {
+		return nil // it was to remove itself
+	}
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	return c.remove(o.Volumes || c.AutoRemove)
+}
+
+// remove deletes the folder, whose name goes first, so that a half-deleted
+// one is never seen. The caller holds the lock.
+func (c *Container) remove(volumes bool) error {
+	gone := filepath.Join(filepath.Dir(c.dir), ".old-"+c.ID)
+	if err := os.Rename(c.dir, gone); err != nil {
+		return err
+	}
+	var errs []error
+	for _, b := range c.Binds {
+		if volumes && b.Anonymous {
+			errs = append(errs, os.RemoveAll(filepath.Dir(b.Source)))
+		}
+	}
+	return errors.Join(append(errs, removeAll(gone))...)
+}
+
+func removeAll(dir string) error {
+	// overlayfs leaves a directory in "work" that not even its owner may read.
+	_ = os.Chmod(filepath.Join(dir, "work", "work"), 0o700)
+	return os.RemoveAll(dir)
+}
+
+// forgotten removes a container that was to remove itself at its end, and
+// whose monitor was killed before it could. It reports whether there is no
+// such container any more.
+func (c *Container) forgotten() bool {
+	if !c.AutoRemove {
+		return false
+	}
+	st, err := c.State()
+	if err != nil || st.Status != Exited {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	l, err := tryLock(c.lockPath())
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	defer l.unlock()
+	if st, err := c.readState(); err != nil || settled(st).Status != Exited {
+		return errors.Is(err, fs.ErrNotExist) // removed, or started again
+	}
+	return c.remove(true) == nil
+}

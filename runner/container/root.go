@@ -1,0 +1,139 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+	"kiln.build/cache"
+	"kiln.build/runner/overlay"
+)
+
+// mountRoot mounts the container's file system: its own changes over its
+// image. The image's layers stay as long as the process does.
+func (r *run) mountRoot(ctx context.Context) (*os.File, error) {
+	if r.fresh && r.st.Started.IsZero() {
+		idx, err := r.m.Store.Index(r.c.Layers)
+		if err != nil {
+			return nil, err
+		}
+		if e, _, ok := idx.Lookup(""); ok {
+			if err := errors.Join(os.Chown(r.c.fsDir(), e.UID, e.GID), unix.Chmod(r.c.fsDir(), e.Mode)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return r.c.mount(ctx, r.m.Store, true)
+}
+
+// mount mounts the container's file system, nowhere. Only one mount at a time
+// may be able to write.
+func (c *Container) mount(ctx context.Context, store *cache.Store, write bool) (*os.File, error) {
+	if err := store.Pin(ctx, c.digests()...); err != nil {
+		return nil, err
+	}
+	o := overlay.Options{}
+	for _, l := range c.Layers {
+		o.Lower = append(o.Lower, store.LayerDir(l.Digest))
+	}
+	var err error
+	if o.Empty, err = store.Scratch("empty"); err != nil {
+		return nil, err
+	}
+	if !write {
+		o.Lower = append(o.Lower, c.fsDir())
+		return overlay.Mount(o)
+	}
+	o.Upper, o.Work = c.fsDir(), filepath.Join(c.dir, "work")
+	o.Durable = !c.AutoRemove
+	// A volatile mount leaves a mark that forbids mounting again, for fear
+	// that the machine lost power meanwhile.
+	if err := os.RemoveAll(filepath.Join(o.Work, "work", "incompat")); err != nil {
+		return nil, err
+	}
+	return overlay.Mount(o)
+}
+
+// Root opens the root directory of the container's file system: that of the
+// container as it runs, with all that is mounted there, or else a mount of
+// its own, for which it needs the store. The caller calls closeRoot when
+// nothing uses it any more; a container that did not run cannot be started
+// before where write is set.
+func (c *Container) Root(ctx context.Context, store *cache.Store, write bool) (root *os.File, closeRoot func(), err error) {
+	for ctx.Err() == nil {
+		st, err := c.State()
+		if err != nil {
+			return nil, nil, err
+		}
+		if st.Status == Running || st.Status == Paused {
+			if f := c.liveRoot(st); f != nil {
+				return f, func() { _ = f.Close() }, nil
+			}
+			continue // it has ended since
+		}
+		if store == nil {
+			_, err := c.may(Exec, st.Status)
+			return nil, nil, err
+		}
+		if !write {
+			f, err := c.mount(ctx, store, false)
+			return f, func() { _ = f.Close() }, err
+		}
+		if st.Status == Restarting {
+			_, err := c.may(Exec, st.Status)
+			return nil, nil, err
+		}
+		l, _, err := c.lock(ctx, Remove)
+		var started *StateError
+		if errors.As(err, &started) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		f, err := c.mount(ctx, store, true)
+		if err != nil {
+			l.unlock()
+			return nil, nil, err
+		}
+		return f, func() { _ = f.Close(); l.unlock() }, nil
+	}
+	return nil, nil, context.Cause(ctx)
+}
+
+// liveRoot is the root of the container's command, nil if that has ended
+// since the state was read.
+func (c *Container) liveRoot(st State) *os.File {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", st.PID), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil
+	}
+	now, err := c.State()
+	if err != nil || now.PID != st.PID || !now.Started.Equal(st.Started) {
+		_ = f.Close()
+		return nil
+	}
+	return f
+}
+
+// openIn opens a path inside of a root; links lead nowhere else.
+func openIn(root *os.File, p string, flags int) (*os.File, error) {
+	if p = path.Clean("/" + p)[1:]; p == "" {
+		p = "."
+	}
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	for {
+		fd, err := unix.Openat2(int(root.Fd()), p, &how)
+		if err == unix.EINTR || err == unix.EAGAIN { // something was renamed meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: "/" + p, Err: err}
+		}
+		return os.NewFile(uintptr(fd), "/"+p), nil
+	}
+}

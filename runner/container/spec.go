@@ -1,0 +1,200 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
+	"kiln.build/runner/sandbox"
+)
+
+// makeSpec describes the sandbox of the container, whose root is mounted.
+func (r *run) makeSpec(ctx context.Context) error {
+	c := r.c
+	r.mu.Lock()
+	size := r.m.Size
+	r.mu.Unlock()
+	cmd, err := c.Command(r.root, CommandOptions{Args: c.Args, Env: c.Env, Cwd: c.Cwd, User: c.User, Terminal: c.Terminal, Size: size})
+	if err != nil {
+		return err
+	}
+	cmd.Rlimits, cmd.OOMScoreAdj = c.Rlimits, c.OOM
+	r.spec = sandbox.Spec{
+		Command: cmd, Root: r.root, ReadonlyRoot: c.ReadOnly, Hostname: c.Hostname, ShmSize: c.ShmSize,
+		Limits: c.Limits, Init: c.Init, Accounting: true, Devices: c.Devices, Sysctls: c.Sysctls,
+	}
+	if c.Unmasked {
+		r.spec.MaskedPaths, r.spec.ReadonlyPaths = []string{}, []string{}
+	}
+	switch c.Network {
+	case "host":
+		r.spec.Network.Host = true
+	case "none", "bridge":
+	default:
+		return fmt.Errorf("network %q is not known", c.Network)
+	}
+	if err := r.etc(); err != nil {
+		return err
+	}
+	return r.mounts(ctx)
+}
+
+// CommandOptions say what to run in a container.
+type CommandOptions struct {
+	Args       []string
+	Env        []string
+	Cwd        string
+	User       string // name or number, ":group"
+	Privileged bool   // even if the container is not
+	Terminal   bool
+	Size       sandbox.Size // of the terminal; zero is 24 by 80
+}
+
+// Command is a command with the container's rights, for the user that a root
+// directory knows by this name.
+func (c *Container) Command(root *os.File, o CommandOptions) (sandbox.Command, error) {
+	who, err := lookUpUser(root, o.User, c.Groups)
+	if err != nil {
+		return sandbox.Command{}, err
+	}
+	env := slices.Clone(o.Env)
+	if !has(env, "HOME") {
+		env = append(env, "HOME="+who.Home)
+	}
+	cmd := sandbox.Command{
+		Args: o.Args, Env: env, Cwd: o.Cwd, UID: who.Uid, GID: who.Gid, Groups: who.Sgids,
+		Privileged: c.Privileged || o.Privileged, NoNewPrivs: c.NoNewPrivs,
+		Capabilities: capabilities(c.CapAdd, c.CapDrop), Seccomp: c.Seccomp,
+	}
+	if !o.Terminal {
+		return cmd, nil
+	}
+	if !has(env, "TERM") {
+		cmd.Env = append(cmd.Env, "TERM=xterm")
+	}
+	if cmd.Terminal = &o.Size; o.Size == (sandbox.Size{}) {
+		cmd.Terminal = &sandbox.Size{Rows: 24, Cols: 80}
+	}
+	return cmd, nil
+}
+
+func has(env []string, name string) bool {
+	return slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
+}
+
+// lookUpUser reads the root's own passwd and group files, in which a user may
+// be that the image does not have.
+func lookUpUser(root *os.File, name string, groups []string) (*user.ExecUser, error) {
+	passwd, err := readAccounts(root, "etc/passwd")
+	if err != nil {
+		return nil, err
+	}
+	group, err := readAccounts(root, "etc/group")
+	if err != nil {
+		return nil, err
+	}
+	who, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, strings.NewReader(passwd), strings.NewReader(group))
+	if err != nil {
+		return nil, fmt.Errorf("find user %q: %w", name, err)
+	}
+	if len(groups) > 0 {
+		more, err := user.GetAdditionalGroups(groups, strings.NewReader(group))
+		if err != nil {
+			return nil, fmt.Errorf("find groups: %w", err)
+		}
+		who.Sgids = append(who.Sgids, more...)
+	}
+	return who, nil
+}
+
+// maxAccounts bounds files that the container may have written itself.
+const maxAccounts = 16 << 20
+
+// readAccounts reads a file of users or groups; one that is missing has none.
+func readAccounts(root *os.File, name string) (string, error) {
+	f, err := openIn(root, name, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return "", nil //nolint:nilerr // whatever it is, there are no users in it
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return "", err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxAccounts))
+	if err != nil {
+		return "", fmt.Errorf("read /%s: %w", name, err)
+	}
+	return string(data), nil
+}
+
+// capabilities are the default ones with some added and some dropped; nil
+// where nothing is said. What is named wins over ALL, as with docker.
+func capabilities(add, drop []string) []string {
+	if len(add)+len(drop) == 0 {
+		return nil
+	}
+	caps := []string{}
+	for _, name := range sandbox.AllCapabilities() {
+		isDefault := slices.Contains(sandbox.DefaultCapabilities, name)
+		switch {
+		case names(drop, name):
+		case names(add, name), all(add), isDefault && !all(drop):
+			caps = append(caps, name)
+		}
+	}
+	return caps
+}
+
+// fullCapability is the name with the CAP_ that it may lack.
+func fullCapability(name string) string {
+	return "CAP_" + strings.TrimPrefix(strings.ToUpper(name), "CAP_")
+}
+
+func names(list []string, capability string) bool {
+	return slices.ContainsFunc(list, func(s string) bool { return fullCapability(s) == capability })
+}
+
+func all(list []string) bool {
+	return slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, "all") })
+}
+
+// CheckCapabilities reports the first name that is of no capability.
+func CheckCapabilities(list []string) error {
+	for _, n := range list {
+		if !strings.EqualFold(n, "all") && !slices.Contains(sandbox.AllCapabilities(), fullCapability(n)) {
+			return fmt.Errorf("invalid capability: %q", n)
+		}
+	}
+	return nil
+}
+
+// mounts adds what the user wants to see in the container, outer ones before
+// those inside them.
+func (r *run) mounts(ctx context.Context) error {
+	var all []sandbox.Mount
+	for _, b := range r.c.Binds {
+		if err := r.fill(ctx, b); err != nil {
+			return err
+		}
+		if _, err := os.Stat(b.Source); err != nil {
+			return fmt.Errorf("bind source path does not exist: %s", b.Source)
+		}
+		all = append(all, sandbox.Mount{Target: b.Target, Source: b.Source, Recursive: true, ReadOnly: b.ReadOnly})
+	}
+	for _, t := range r.c.Tmpfs {
+		all = append(all, sandbox.Mount{
+			Target: t.Target, Type: "tmpfs", Size: t.Size, Mode: t.Mode, Options: t.Options,
+			ReadOnly: t.ReadOnly, NoSuid: !t.Suid, NoDev: !t.Dev, NoExec: !t.Exec,
+		})
+	}
+	depth := func(m sandbox.Mount) int { return strings.Count(path.Clean(m.Target), "/") }
+	slices.SortStableFunc(all, func(a, b sandbox.Mount) int { return depth(a) - depth(b) })
+	r.spec.Mounts = append(r.spec.Mounts, all...)
+	return nil
+}

@@ -1,0 +1,139 @@
+package container
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Volume is a folder that outlives containers: volumes/NAME/_data beside the
+// containers' folder. An anonymous one has 64 hexadecimal digits for a name.
+type Volume struct {
+	Name      string
+	Dir       string
+	Anonymous bool
+}
+
+// Errors about volumes, for those who branch on them.
+var (
+	ErrNoVolume    = errors.New("no such volume")
+	ErrVolumeInUse = errors.New("volume is in use")
+)
+
+func (s Set) volumes() string { return filepath.Join(filepath.Dir(s.Dir), "volumes") }
+
+// VolumeDir makes the folder of a volume, if need be, and returns it.
+func (s Set) VolumeDir(name string) (string, error) {
+	if !validName.MatchString(name) {
+		return "", fmt.Errorf("%q includes invalid characters for a local volume name, only %q are allowed: to name a folder of this machine, use its absolute path", name, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
+	}
+	dir := filepath.Join(s.volumes(), name, "_data")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make volume %s: %w", name, err)
+	}
+	return dir, nil
+}
+
+// Volumes lists all volumes, by name.
+func (s Set) Volumes() ([]Volume, error) {
+	dirs, err := os.ReadDir(s.volumes())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var all []Volume
+	for _, d := range dirs {
+		if name := d.Name(); validName.MatchString(name) {
+			_, err := hex.DecodeString(name)
+			all = append(all, Volume{name, filepath.Join(s.volumes(), name, "_data"), err == nil && len(name) == 64})
+		}
+	}
+	return all, nil
+}
+
+// RemoveVolume removes a volume that no container has.
+func (s Set) RemoveVolume(ctx context.Context, name string) error {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return err
+	}
+	names, err := s.lockNames(ctx)
+	if err != nil {
+		return err
+	}
+	defer names.unlock()
+	dir := filepath.Join(s.volumes(), name)
+	if _, err := os.Stat(filepath.Join(dir, "_data")); err != nil || !validName.MatchString(name) {
+		return fmt.Errorf("%w: %s", ErrNoVolume, name)
+	}
+	all, err := s.List()
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if slices.ContainsFunc(c.Binds, func(b Bind) bool { return b.Volume == name }) {
+			return fmt.Errorf("remove %s: %w - [%s]", name, ErrVolumeInUse, c.ID)
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// Size is what the volume's files take, in bytes.
+func (v Volume) Size() int64 { return size(v.Dir) }
+
+// size adds the sizes of regular files up, as far as they can be seen.
+func size(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil //nolint:nilerr // what goes meanwhile takes nothing
+		}
+		if fi, err := d.Info(); err == nil {
+			n += fi.Size()
+		}
+		return nil
+	})
+	return n
+}
+
+// fill copies what the image has at a volume's place into it, if it is empty.
+func (r *run) fill(ctx context.Context, b Bind) error {
+	if !b.Copy {
+		return nil
+	}
+	l, err := waitLock(ctx, filepath.Join(filepath.Dir(b.Source), ".lock"))
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	if there, err := os.ReadDir(b.Source); err != nil || len(there) > 0 {
+		return err
+	}
+	from, err := openIn(r.root, b.Target, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s := &Source{dir: true, self: from}
+	defer s.Close()
+	to, err := os.OpenFile(b.Source, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := s.pipe(to, "", ReadOptions{Owners: true}); err != nil {
+		return fmt.Errorf("fill volume %s: %w", b.Volume, err)
+	}
+	// The folder itself is as the image's.
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
+		return err
+	}
+	return errors.Join(to.Chown(int(st.Uid), int(st.Gid)), unix.Fchmod(int(to.Fd()), st.Mode&0o7777))
+}
