@@ -38,6 +38,7 @@ func (a *app) imageCommands() []*cobra.Command {
 		group,
 		a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.historyCommand(), a.inspectCommand(""),
 		a.saveCommand(), a.loadCommand(), a.importCommand(), a.pullCommand(), a.pushCommand(),
+		a.loginCommand(), a.logoutCommand(),
 		a.duCommand(), a.pruneCommand(), a.versionCommand(), a.doctorCommand(),
 	}
 }

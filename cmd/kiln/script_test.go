@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -48,7 +49,7 @@ func testInit() error {
 // beside kiln and what testscript has there are the commands
 //
 //	toolbox [NAME]      imports the tool box's root file system (default "toolbox")
-//	registry            starts an empty registry; its address is $REGISTRY
+//	registry [USER PW]  starts an empty registry; its address is $REGISTRY
 //	touch FILE...       gives files the time that it is now
 //	resize FILE TEXT    writes a line of text and keeps the file's time
 //
@@ -113,10 +114,21 @@ func scriptToolbox(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptRegistry(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 0 {
-		ts.Fatalf("usage: registry")
+	if neg || len(args) != 0 && len(args) != 2 {
+		ts.Fatalf("usage: registry [USER PASSWORD]")
 	}
-	s := httptest.NewServer(ggcrregistry.New(ggcrregistry.Logger(log.New(io.Discard, "", 0))))
+	h := ggcrregistry.New(ggcrregistry.Logger(log.New(io.Discard, "", 0)))
+	if open := h; len(args) == 2 {
+		h = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if user, password, _ := r.BasicAuth(); user != args[0] || password != args[1] {
+				w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			open.ServeHTTP(w, r)
+		})
+	}
+	s := httptest.NewServer(h)
 	ts.Defer(s.Close)
 	ts.Setenv("REGISTRY", strings.TrimPrefix(s.URL, "http://"))
 }
