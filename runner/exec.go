@@ -1,7 +1,6 @@
 package runner
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,10 +12,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/containerd/platforms"
 	"golang.org/x/sys/unix"
 	"kiln.build/cache"
 	"kiln.build/cache/tree"
+	"kiln.build/runner/binfmt"
 	"kiln.build/runner/overlay"
 	"kiln.build/runner/sandbox"
 	"kiln.build/solver"
@@ -52,10 +51,11 @@ func (e *ExecError) Error() string {
 
 // exec runs a command over a root and makes a layer of what it changed.
 func (r *Runner) exec(ctx context.Context, a *solver.Action, o op.Exec) (solver.Result, error) {
-	if err := runnable(o.Platform); err != nil {
+	emulator, err := binfmt.Find(o.Platform)
+	if err != nil {
 		return solver.Result{}, err
 	}
-	x := &execution{r: r, a: a, o: o, root: a.Below.Layers}
+	x := &execution{r: r, a: a, o: o, emulator: emulator, root: a.Below.Layers}
 	defer x.close()
 	if err := x.prepare(ctx); err != nil {
 		return solver.Result{}, err
@@ -70,37 +70,14 @@ func (r *Runner) exec(ctx context.Context, a *solver.Action, o op.Exec) (solver.
 	return stack([]solver.Layer{l}), nil
 }
 
-// runnable reports whether this machine runs programs of a platform.
-func runnable(platform string) error {
-	if platform == "" {
-		return nil
-	}
-	p, err := platforms.Parse(platform)
-	if err != nil {
-		return err
-	}
-	host := platforms.DefaultSpec()
-	if platforms.Only(host).Match(p) || handled(p.Architecture) {
-		return nil
-	}
-	return fmt.Errorf("cannot run programs for %s on this %s machine: register an emulator, as by installing qemu-user-static and binfmt-support", platform, platforms.Format(host))
-}
-
-// qemuNames are QEMU's names of architectures where they differ from Go's.
-var qemuNames = map[string]string{"amd64": "x86_64", "386": "i386", "arm64": "aarch64", "ppc64le": "ppc64le", "riscv64": "riscv64", "s390x": "s390x", "arm": "arm", "mips64le": "mips64el"}
-
-// handled reports whether the kernel hands programs of an architecture to an
-// emulator.
-func handled(arch string) bool {
-	text, err := os.ReadFile("/proc/sys/fs/binfmt_misc/qemu-" + qemuNames[arch])
-	return err == nil && bytes.HasPrefix(text, []byte("enabled"))
-}
-
 // execution is one RUN on its way.
 type execution struct {
-	r     *Runner
-	a     *solver.Action
-	o     op.Exec
+	r *Runner
+	a *solver.Action
+	o op.Exec
+
+	emulator *binfmt.Emulator // for the step alone; may be nil
+
 	root  []solver.Layer
 	index *tree.Index
 	user  User
@@ -163,6 +140,9 @@ func (x *execution) prepare(ctx context.Context) error {
 	}
 	if x.spec.Hostname == "" {
 		x.spec.Hostname = defaultHostname
+	}
+	if x.emulator != nil {
+		x.spec.Formats = []sandbox.Format{sandbox.Format(*x.emulator)}
 	}
 	for _, u := range x.o.Ulimits {
 		x.spec.Rlimits = append(x.spec.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: uint64(u.Soft), Hard: uint64(u.Hard)})

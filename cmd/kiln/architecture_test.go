@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"cache":           {"solver", "cache/..."},
 	"cache/tree":      {},
 	"runner":          {"solver", "solver/op", "cache/...", "runner/..."},
+	"runner/binfmt":   {},
 	"runner/sandbox":  {"runner/sandbox/..."},
 	"runner/rootless": {},
 	"runner/network":  {},

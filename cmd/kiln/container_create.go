@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/platforms"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"kiln.build/cache"
@@ -90,6 +91,9 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 		return nil, err
 	}
 	c.ImageID, c.Layers = root.id, root.layers
+	if root.config.Architecture != "" { // what its programs are for, whatever was asked for
+		c.Platform = platforms.Format(platforms.Normalize(root.config.Platform))
+	}
 	if err := f.adopt(&c, &root.config.Config, args[1:]); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ type diagnosis struct {
 	UserNamespaces string   `json:"userNamespaces"`
 	IDHelpers      []string `json:"idHelpers"` // newuidmap and newgidmap
 	Network        string   `json:"network"`
-	Foreign        []string `json:"foreign"` // architectures that run by emulation
+	Foreign        []string `json:"foreign"` // platforms whose programs run by emulation
 	Git            string   `json:"git"`
 
 	Store     string `json:"store"`
@@ -63,8 +64,8 @@ isolated, and what is missing with the one line that gets it.
 Exit status: 0 if builds can work, 1 if not.`,
 		Example: "  kiln doctor\n  kiln doctor --json | jq .problems",
 		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			d := a.examine()
+		RunE: func(c *cobra.Command, _ []string) error {
+			d := a.examine(c.Context())
 			var err error
 			if asJSON {
 				e := json.NewEncoder(a.stdout)
@@ -83,7 +84,7 @@ Exit status: 0 if builds can work, 1 if not.`,
 	return c
 }
 
-func (a *app) examine() *diagnosis {
+func (a *app) examine(ctx context.Context) *diagnosis {
 	d := &diagnosis{Store: a.root, Foreign: []string{}, IDHelpers: []string{}, Problems: []problem{}}
 	mode, enterErr := rootless.Enter()
 	d.examineStore(a.root)
@@ -92,7 +93,6 @@ func (a *app) examine() *diagnosis {
 	d.Isolation = isolation(mode)
 	d.Overlay, d.Cgroups, d.Limits = facts.Overlay, facts.Cgroups, facts.CgroupsWritable
 	d.Seccomp, d.Fuse = facts.Seccomp, facts.Fuse
-	d.Foreign = append(append(d.Foreign, facts.Foreign...), facts.Emulators...)
 	if enterErr != nil {
 		d.problem(true, enterErr.Error(), "")
 	}
@@ -102,6 +102,9 @@ func (a *app) examine() *diagnosis {
 		}
 		fatal := strings.Contains(p.What, "cannot be run") || strings.HasPrefix(p.What, "overlay")
 		d.problem(fatal, p.What, p.Fix)
+	}
+	if mode != rootless.None {
+		d.examineForeign(ctx)
 	}
 	d.UserNamespaces = userNamespaces()
 	for _, name := range []string{"newuidmap", "newgidmap"} {
@@ -210,7 +213,7 @@ func (a *app) printDiagnosis(d *diagnosis) error {
 		{"user namespaces", d.UserNamespaces},
 		{"id helpers", or(strings.Join(d.IDHelpers, " "), "none (needed only without root)")},
 		{"network", d.Network},
-		{"emulation", or(strings.Join(d.Foreign, " "), "none: only "+d.Arch+" programs run")},
+		{"emulation", d.foreign()},
 		{"git", or(d.Git, "no")},
 		{"store", store},
 	} {

@@ -48,7 +48,7 @@ func testInit() error {
 // TestScripts runs testdata/script. Each script has a store of its own;
 // beside kiln and what testscript has there are the commands
 //
-//	toolbox [NAME]      imports the tool box's root file system (default "toolbox")
+//	toolbox [NAME [ARCH]]  imports the tool box's root file system (default "toolbox")
 //	registry [USER PW]  starts an empty registry; its address is $REGISTRY
 //	touch FILE...       gives files the time that it is now
 //	resize FILE TEXT    writes a line of text and keeps the file's time
@@ -101,15 +101,21 @@ var debianReachable = sync.OnceValue(func() bool {
 })
 
 func scriptToolbox(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 1 {
-		ts.Fatalf("usage: toolbox [NAME]")
+	if neg || len(args) > 2 {
+		ts.Fatalf("usage: toolbox [NAME [ARCH]]")
+	}
+	name := "toolbox"
+	if len(args) > 0 {
+		name = args[0]
+	}
+	if len(args) == 2 {
+		archive, err := foreignToolbox(args[1])
+		ts.Check(err)
+		ts.Check(ts.Exec("kiln", "import", "--platform", "linux/"+args[1], archive, name))
+		return
 	}
 	built, err := programs()
 	ts.Check(err)
-	name := "toolbox"
-	if len(args) == 1 {
-		name = args[0]
-	}
 	ts.Check(ts.Exec("kiln", "import", built.toolbox, name))
 }
 

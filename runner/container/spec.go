@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
+	"kiln.build/runner/binfmt"
 	"kiln.build/runner/sandbox"
 )
 
@@ -28,6 +29,13 @@ func (r *run) makeSpec(ctx context.Context) error {
 	r.spec = sandbox.Spec{
 		Command: cmd, Root: r.root, ReadonlyRoot: c.ReadOnly, Hostname: c.Hostname, ShmSize: c.ShmSize,
 		Limits: c.Limits, Init: c.Init, Accounting: true, Devices: c.Devices, Sysctls: c.Sysctls,
+	}
+	emulator, err := binfmt.Find(c.Platform)
+	if err != nil {
+		return err
+	}
+	if emulator != nil {
+		r.spec.Formats = []sandbox.Format{sandbox.Format(*emulator)}
 	}
 	if c.Unmasked {
 		r.spec.MaskedPaths, r.spec.ReadonlyPaths = []string{}, []string{}

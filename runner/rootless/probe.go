@@ -3,7 +3,6 @@ package rootless
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -23,9 +22,7 @@ type Facts struct {
 	// refused, and pausing.
 	CgroupsWritable bool
 	Seccomp         bool
-	Fuse            bool     // /dev/fuse can be opened
-	Foreign         []string // architectures whose programs run here, by binfmt_misc
-	Emulators       []string // qemu-user-static programs on PATH
+	Fuse            bool // /dev/fuse can be opened
 	Problems        []Problem
 }
 
@@ -66,7 +63,6 @@ func Probe(dir string) Facts {
 		f.Fuse = true
 		unix.Close(fd)
 	}
-	f.probeForeign()
 	return f
 }
 
@@ -180,22 +176,6 @@ func ownGroup(right string) string {
 		}
 	}
 	return "/"
-}
-
-func (f *Facts) probeForeign() {
-	entries, err := os.ReadDir("/proc/sys/fs/binfmt_misc")
-	if err == nil {
-		for _, e := range entries {
-			if arch, ok := strings.CutPrefix(e.Name(), "qemu-"); ok {
-				f.Foreign = append(f.Foreign, arch)
-			}
-		}
-	}
-	for _, arch := range []string{"x86_64", "aarch64", "arm", "riscv64", "ppc64le", "s390x", "i386"} {
-		if p, err := exec.LookPath("qemu-" + arch + "-static"); err == nil {
-			f.Emulators = append(f.Emulators, p)
-		}
-	}
 }
 
 // atLeast compares a release such as "6.18.44-fc".

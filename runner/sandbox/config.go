@@ -140,6 +140,9 @@ func (p *plan) complete(s *Spec, g groups) error {
 	if s.Root == nil && s.RootPath == "" {
 		return errors.New("no root file system")
 	}
+	if err := p.formats(s); err != nil {
+		return err
+	}
 	p.RootPath = s.RootPath
 	if s.Root != nil {
 		p.Root = p.file(s.Root)
@@ -149,7 +152,7 @@ func (p *plan) complete(s *Spec, g groups) error {
 	p.Detached = s.Detached
 	p.CgroupNamespace = !s.Cgroup.Host
 	p.UserNamespace = inUserNamespace() || s.UIDMap != nil
-	p.SetGroups = setgroupsAllowed("self") || s.UIDMap != nil
+	p.SetGroups = setgroupsAllowed("self")
 	for _, j := range []struct {
 		ns *Namespace
 		fd *int
@@ -181,7 +184,7 @@ func (p *plan) complete(s *Spec, g groups) error {
 			p.Readonly = DefaultReadonlyPaths
 		}
 	}
-	if !p.Privileged && !p.UserNamespace && !g.Filters() {
+	if !p.Privileged && !inUserNamespace() && !g.Filters() {
 		// Nothing but these would keep the host's disks from being opened.
 		p.NoDevices = true
 		p.Bounding &^= 1 << unix.CAP_MKNOD

@@ -36,7 +36,8 @@
 //     mean nothing later; and the kernel grants a new procfs or sysfs in a
 //     user namespace only while a whole one is in sight.
 //  5. Write sysctls through the new procfs, which is attached nowhere yet: no
-//     mount of the sandbox can stand in the way of the write.
+//     mount of the sandbox can stand in the way of the write. Register
+//     emulators while their paths still mean something.
 //  6. Make all mounts private, attach the root, pivot_root, detach the old
 //     root. From here on no path leads to the host, and what is resolved is
 //     resolved by openat2 in the root, without magic links.

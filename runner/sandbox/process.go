@@ -18,6 +18,7 @@ type Process struct {
 	terminal *os.File
 	created  []string
 	group    groups
+	formats  *os.File    // a binfmt_misc instance, kept for as long as it is used
 	own      bool        // the sandbox is this process's: its groups end with it
 	stop     func() bool // ends the watch over the context of Start
 
@@ -83,6 +84,9 @@ func (p *Process) end() {
 	defer p.mu.Unlock()
 	p.ended = true
 	p.pidfd.Close()
+	if p.formats != nil {
+		p.formats.Close()
+	}
 }
 
 // Kill kills the command and with it, where it is the sandbox's first, all

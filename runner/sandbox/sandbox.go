@@ -108,6 +108,11 @@ type Spec struct {
 	// its own.
 	UIDMap, GIDMap []IDMap
 
+	// Formats are registered with the kernel for this sandbox alone, which
+	// gets a user namespace for that, one that maps all ids to themselves
+	// unless UIDMap says otherwise. It needs Linux 6.7.
+	Formats []Format
+
 	// MaskedPaths read as empty, ReadonlyPaths cannot be written; nil is
 	// Docker's lists ([DefaultMaskedPaths], [DefaultReadonlyPaths]), an
 	// empty slice is none. Unused where Privileged.
@@ -207,6 +212,13 @@ type Device struct {
 	Mode         uint32 // permission bits; zero is 0666
 	UID, GID     int
 	Access       string // what is allowed, of "rwm"; empty is all
+}
+
+// Format is a kind of programs that another program runs.
+type Format struct {
+	Name        string
+	Magic, Mask []byte // of a program's first bytes; equally long
+	Interpreter string // path of a static program of this machine
 }
 
 // Rlimit is a resource limit, Name as in "nofile".

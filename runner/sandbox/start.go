@@ -67,7 +67,7 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 		}
 		attr.Cloneflags |= unix.CLONE_NEWUSER
 		attr.UidMappings, attr.GidMappings = idMap(s.UIDMap), idMap(s.GIDMap)
-		attr.GidMappingsEnableSetgroups = true
+		attr.GidMappingsEnableSetgroups = plan.SetGroups
 		// The caller's id may not be mapped, and then the init would lose
 		// its capabilities when it is executed.
 		attr.Credential = &syscall.Credential{NoSetGroups: true}
@@ -330,6 +330,8 @@ func (c *conn) follow(p *Process) error {
 			p.created = append(p.created, m.Text)
 		case launch.KindPTY:
 			p.terminal = fd
+		case launch.KindFormats:
+			p.formats = fd
 		case launch.KindExec:
 			ready = true
 		}
@@ -359,7 +361,7 @@ func (c *conn) receive() (launch.Message, *os.File, error) {
 		return launch.Message{}, nil, err
 	}
 	m, err := launch.DecodeMessage(body)
-	if err != nil || m.Kind != launch.KindPTY {
+	if err != nil || m.Kind != launch.KindPTY && m.Kind != launch.KindFormats {
 		return m, nil, err
 	}
 	f, err := passed(oob[:oobn])
@@ -387,8 +389,8 @@ func passed(oob []byte) (*os.File, error) {
 			return nil, err
 		}
 		if len(fds) == 1 {
-			return os.NewFile(uintptr(fds[0]), "terminal"), nil
+			return os.NewFile(uintptr(fds[0]), "passed"), nil
 		}
 	}
-	return nil, errors.New("a terminal without its descriptor")
+	return nil, errors.New("a message without its descriptor")
 }

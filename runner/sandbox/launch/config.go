@@ -30,6 +30,7 @@ type Config struct {
 	Devices          []Device
 	Masked, Readonly []string
 	Sysctls          []string // a/b/c=value
+	Formats          []string // lines for binfmt_misc
 	Terminal         bool
 	Rows, Cols       int
 	Bounding, Caps   uint64 // Caps: permitted, effective
@@ -107,6 +108,7 @@ func (c *Config) code(x *codec) {
 	x.strings(&c.Masked)
 	x.strings(&c.Readonly)
 	x.strings(&c.Sysctls)
+	x.strings(&c.Formats)
 	x.bool(&c.Terminal)
 	x.int(&c.Rows)
 	x.int(&c.Cols)

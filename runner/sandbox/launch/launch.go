@@ -34,6 +34,7 @@ const (
 	KindError   = 'e' // Step, Text, Code: the start has failed
 	KindCreated = 'c' // Text: a path made in the root as a mount point
 	KindPTY     = 'p' // the terminal's master, as SCM_RIGHTS
+	KindFormats = 'b' // the binfmt_misc instance, as SCM_RIGHTS
 	KindExec    = 'x' // all is done: end of file now means success
 )
 
@@ -184,6 +185,9 @@ func (l *launch) makeRoot() error {
 		return err
 	}
 	if err := l.sysctls(); err != nil {
+		return err
+	}
+	if err := l.formats(); err != nil {
 		return err
 	}
 	if err := l.names(); err != nil {
