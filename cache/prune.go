@@ -29,6 +29,10 @@ type PruneOptions struct {
 	// bytes; what was used least lately goes first. Zero does not stop.
 	KeepStorage int64
 
+	// Cap says that KeepStorage is a bound that the store is held to, for
+	// those who ask later why a result is gone.
+	Cap bool
+
 	// Filters narrow down what may go: "id" (a prefix), "type" (a Kind),
 	// "description" (a part of it), "shared", "inuse" (true or false),
 	// "until" (a duration). Of several values of a key one must match.
@@ -110,8 +114,9 @@ type pruning struct {
 	report *PruneReport
 	items  []*item // what was used least lately first
 
-	trash string
-	gone  map[string]bool // removed in this run, by pin
+	trash   string
+	gone    map[string]bool // removed in this run, by pin
+	actions []string        // the keys of those
 }
 
 // mayGo reports whether an item is a candidate, and needed to come down to
@@ -177,6 +182,13 @@ func (p *pruning) removePinnable(ctx context.Context) error {
 			}
 		}
 	}
+	limit := int64(0)
+	if p.o.Cap {
+		limit = p.o.KeepStorage
+	}
+	if err := p.s.noteEvictions(p.actions, limit); err != nil {
+		return err
+	}
 	// Now without what the removed actions promised or came from.
 	return p.collectImages(ctx, pins)
 }
@@ -217,6 +229,9 @@ func (p *pruning) remove(it *item) error {
 		}
 		if err != nil {
 			return err
+		}
+		if it.Kind == KindAction {
+			p.actions = append(p.actions, it.ID)
 		}
 	}
 	if it.Kind == KindLayer {

@@ -18,6 +18,7 @@
 //	caches/            the directories of cache mounts; see CacheMount
 //	tmp/               scratch directories of processes; see process
 //	unsynced/BOOT/     names of what a power loss could spoil; see unsynced
+//	history/           what explains builds; see HistoryDir and package history
 //	containers/        belongs to package runner/container
 //
 // HEX is the hexadecimal part of a SHA-256 digest, HH its first two digits.
@@ -97,7 +98,7 @@ var parts = []struct {
 	name string
 	mode fs.FileMode
 }{
-	{"layers", 0o700}, {"actions", 0o700}, {"blobs", 0o700}, {"locks", 0o700}, {"contexts", 0o700},
+	{"history", 0o700}, {"layers", 0o700}, {"actions", 0o700}, {"blobs", 0o700}, {"locks", 0o700}, {"contexts", 0o700},
 	{"caches", 0o700}, {"tmp", 0o700}, {"unsynced", 0o700}, {"containers", 0o700}, {"images", 0o755},
 }
 

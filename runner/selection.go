@@ -75,6 +75,17 @@ func (r *Runner) keep(s *selection) solver.Result {
 	return solver.Result{Digest: d}
 }
 
+// Listing returns the files of a selection that this Runner made from a local
+// context, nil for others. It must not be changed.
+func (r *Runner) Listing(out solver.Output) *tree.Tree {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s, ok := r.selections[out.Digest]; ok {
+		return s.tree
+	}
+	return nil
+}
+
 // selected finds a selection again: one of this build, or the listing that
 // an earlier build saved, whose files are in the stack it was chosen from.
 func (r *Runner) selected(out solver.Output, using *solver.Output) (*selection, error) {

@@ -5,6 +5,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -44,12 +45,12 @@ func (a *Action) Progress(name string, current, total int64) {
 // Warn reports something that the user should know and that is no error.
 func (a *Action) Warn(text string) { a.emit(Event{Kind: Warned, Name: text}) }
 
-func (a *Action) emit(e Event) {
-	if a.events == nil {
-		return
+func (a *Action) emit(e Event) time.Time {
+	e.Vertex, e.Time = a.vertex, time.Now()
+	if a.events != nil {
+		a.events.Event(e)
 	}
-	e.Vertex = a.vertex
-	a.events.Event(stamp(e))
+	return e.Time
 }
 
 type logWriter struct {

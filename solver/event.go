@@ -9,7 +9,7 @@ type Kind int
 // any number of Logged, Progressed and Warned and at last Done or Failed.
 // Several vertices of equal definition give the events of one of them.
 const (
-	Started    Kind = iota // the Runner is being called
+	Started    Kind = iota // the Runner is being called; Name is the reason, if known
 	Cached                 // the result was in the cache
 	Logged                 // Data was printed on Stream
 	Progressed             // Name has come to Current of Total
@@ -36,9 +36,4 @@ type Event struct {
 // and must return quickly.
 type Sink interface {
 	Event(Event)
-}
-
-func stamp(e Event) Event {
-	e.Time = time.Now()
-	return e
 }

@@ -20,6 +20,16 @@ type Solver struct {
 
 	// Jobs is how many actions may run at a time; zero means one.
 	Jobs int
+
+	// Why, if set, is asked for the reason of every action that is about to
+	// be performed under a name, for the Started event. All that the
+	// evaluation depends on is solved. It is called from many goroutines.
+	Why func(*Evaluation) string
+
+	// Dry performs nothing but what only looks (see [Looker]): a vertex
+	// without a cached result is left in the state WouldRun, and whatever
+	// needs its output too.
+	Dry bool
 }
 
 // Error is the failure of a vertex. Others that were stopped because of it
@@ -43,9 +53,30 @@ func (e *Error) Unwrap() error { return e.Err }
 // ended: the error is an [*Error] naming the vertex that failed, or the
 // context's cause.
 func (s *Solver) Solve(ctx context.Context, targets ...*Vertex) ([]Output, error) {
-	g, roots, err := plan(targets)
+	g, err := s.Evaluate(ctx, targets...)
 	if err != nil {
 		return nil, err
+	}
+	outs := make([]Output, len(g.Targets))
+	for i, t := range g.Targets {
+		outs[i] = t.Output
+	}
+	return outs, nil
+}
+
+// Evaluate is Solve, and tells how everything went, also when it fails; nil
+// where the graph itself is wrong.
+func (s *Solver) Evaluate(ctx context.Context, targets ...*Vertex) (*Graph, error) {
+	nodes, roots, err := plan(targets)
+	if err != nil {
+		return nil, err
+	}
+	g := &Graph{Evaluations: make([]*Evaluation, len(nodes)), Targets: make([]*Evaluation, len(roots))}
+	for i, n := range nodes {
+		g.Evaluations[i] = &n.Evaluation
+	}
+	for i, n := range roots {
+		g.Targets[i] = &n.Evaluation
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -56,7 +87,7 @@ func (s *Solver) Solve(ctx context.Context, targets ...*Vertex) ([]Output, error
 		flights: map[digest.Digest]*flight{},
 	}
 	var ready []*node // collected first: started nodes change pending
-	for _, n := range g {
+	for _, n := range nodes {
 		if n.pending == 0 {
 			ready = append(ready, n)
 		}
@@ -66,25 +97,16 @@ func (s *Solver) Solve(ctx context.Context, targets ...*Vertex) ([]Output, error
 	}
 	r.wait.Wait()
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		return g, context.Cause(ctx)
 	}
-	outs := make([]Output, len(roots))
-	for i, n := range roots {
-		outs[i] = n.out
-	}
-	return outs, nil
+	return g, nil
 }
 
-// node is one definition in the graph: all equal vertices.
+// node is an evaluation on its way.
 type node struct {
-	v       *Vertex
-	op      string // its description
-	inputs  []*node
-	using   []*node
-	below   *node
+	Evaluation
 	waiters []*node // nodes that have this one among their dependencies
 	pending int     // dependencies not solved yet; guarded by run.mu
-	out     Output  // set before waiters are told
 }
 
 // plan finds the distinct definitions reachable from the targets, in an
@@ -129,20 +151,20 @@ func plan(targets []*Vertex) (order, roots []*node, err error) {
 			def := definition(v, op, func(d *Vertex) digest.Digest { return definitions[index[d]] })
 			if i, ok := byDefinition[def]; ok {
 				index[v] = i
-				if s := order[i].v.Step; v.Step != nil && (s == nil || s.Name == "") {
-					order[i].v = v // show the work under a name if any equal vertex has one
+				if s := order[i].Vertex.Step; v.Step != nil && (s == nil || s.Name == "") {
+					order[i].Vertex = v // show the work under a name if any equal vertex has one
 				}
 				continue
 			}
-			n := &node{v: v, op: op}
+			n := &node{Evaluation: Evaluation{Vertex: v, Op: op}}
 			for _, d := range v.Inputs {
-				n.inputs = append(n.inputs, order[index[d]])
+				n.Inputs = append(n.Inputs, &order[index[d]].Evaluation)
 			}
 			for _, d := range v.Using {
-				n.using = append(n.using, order[index[d]])
+				n.Using = append(n.Using, &order[index[d]].Evaluation)
 			}
 			if v.Below != nil {
-				n.below = order[index[v.Below]]
+				n.Below = &order[index[v.Below]].Evaluation
 			}
 			for _, d := range f.deps {
 				dep := order[index[d]]
@@ -198,6 +220,7 @@ type run struct {
 // arrive at the same key.
 type flight struct {
 	done   chan struct{}
+	state  State
 	result Result
 	err    error
 }
@@ -243,35 +266,46 @@ func (r *run) next(ctx context.Context, n *node) *node {
 }
 
 func (r *run) solve(ctx context.Context, n *node) error {
-	a := &Action{Op: n.v.Op, Step: n.v.Step, events: r.solver.Events, vertex: n.v}
-	for _, in := range n.inputs {
-		a.Inputs = append(a.Inputs, in.out)
+	if !known(n.Inputs...) {
+		n.State = WouldRun
+		return nil
 	}
-	for _, in := range n.using {
-		a.Using = append(a.Using, in.out)
+	a := &Action{Op: n.Vertex.Op, Step: n.Vertex.Step, events: r.solver.Events, vertex: n.Vertex}
+	for _, in := range n.Inputs {
+		a.Inputs = append(a.Inputs, in.Output)
 	}
-	if n.below != nil {
-		a.Below = &n.below.out
+	for _, in := range n.Using {
+		a.Using = append(a.Using, in.Output)
 	}
-	a.Description = describeAction(n.op, a.Inputs)
+	if n.Below != nil {
+		a.Below = &n.Below.Output
+	}
+	a.Description = describeAction(n.Op, a.Inputs)
 	a.Key = digest.FromString(a.Description)
+	n.Key = a.Key
 
-	result, err := r.share(ctx, n.v, a)
+	result, err := r.share(ctx, &n.Evaluation, a)
 	if err != nil {
 		if ctx.Err() != nil {
+			if n.State == Broken {
+				n.State = Stopped
+			}
 			return context.Cause(ctx)
 		}
-		return &Error{Vertex: n.v, Err: err}
+		return &Error{Vertex: n.Vertex, Err: err}
 	}
-	n.out = output(a.Below, result)
+	if n.State != WouldRun {
+		n.Output = output(a.Below, result)
+		n.unknown = n.Below != nil && !n.Below.Known()
+	}
 	return nil
 }
 
 // share evaluates an action once per key. A volatile leaf is never shared by
 // key: what it looks at is not in its key.
-func (r *run) share(ctx context.Context, v *Vertex, a *Action) (Result, error) {
-	if v.Volatile {
-		return r.perform(ctx, a)
+func (r *run) share(ctx context.Context, e *Evaluation, a *Action) (Result, error) {
+	if e.Vertex.Volatile {
+		return r.perform(ctx, e, a)
 	}
 	r.mu.Lock()
 	f, ok := r.flights[a.Key]
@@ -283,7 +317,11 @@ func (r *run) share(ctx context.Context, v *Vertex, a *Action) (Result, error) {
 	if ok {
 		select {
 		case <-f.done:
-			if f.err == nil {
+			e.State = f.state
+			if f.state == Ran {
+				e.State = Hit // performed once for all of the key
+			}
+			if f.err == nil && e.State == Hit {
 				a.emit(Event{Kind: Cached})
 			}
 			return f.result, f.err
@@ -292,18 +330,33 @@ func (r *run) share(ctx context.Context, v *Vertex, a *Action) (Result, error) {
 		}
 	}
 	defer close(f.done)
-	f.result, f.err = r.evaluate(ctx, v, a)
+	f.result, f.err = r.evaluate(ctx, e, a)
+	f.state = e.State
 	return f.result, f.err
 }
 
 // evaluate takes a result from the cache or makes and saves it.
-func (r *run) evaluate(ctx context.Context, v *Vertex, a *Action) (Result, error) {
+func (r *run) evaluate(ctx context.Context, e *Evaluation, a *Action) (Result, error) {
 	cache := r.solver.Cache
-	if !v.Fresh {
-		if res, err := cache.Lookup(ctx, a.Key); err == nil {
-			a.emit(Event{Kind: Cached})
-			return res, nil
+	lookup := func() (Result, bool) {
+		if e.Vertex.Fresh {
+			return Result{}, false
 		}
+		res, err := cache.Lookup(ctx, a.Key)
+		if err != nil {
+			return Result{}, false
+		}
+		e.State = Hit
+		a.emit(Event{Kind: Cached})
+		return res, true
+	}
+	if res, ok := lookup(); ok {
+		return res, nil
+	}
+	if r.solver.Dry && !canLook(e) {
+		e.State = WouldRun
+		e.Reason = r.why(e)
+		return Result{}, nil
 	}
 	release, err := cache.Lock(ctx, a.Key)
 	if err != nil {
@@ -314,14 +367,11 @@ func (r *run) evaluate(ctx context.Context, v *Vertex, a *Action) (Result, error
 		release = func() {}
 	}
 	defer release()
-	if !v.Fresh {
-		// Another process may have made it while we waited.
-		if res, err := cache.Lookup(ctx, a.Key); err == nil {
-			a.emit(Event{Kind: Cached})
-			return res, nil
-		}
+	// Another process may have made it while we waited.
+	if res, ok := lookup(); ok {
+		return res, nil
 	}
-	res, err := r.perform(ctx, a)
+	res, err := r.perform(ctx, e, a)
 	if err != nil {
 		return Result{}, err
 	}
@@ -332,20 +382,32 @@ func (r *run) evaluate(ctx context.Context, v *Vertex, a *Action) (Result, error
 }
 
 // perform calls the Runner once a job slot is free.
-func (r *run) perform(ctx context.Context, a *Action) (Result, error) {
+func (r *run) perform(ctx context.Context, e *Evaluation, a *Action) (Result, error) {
 	if err := r.slots.Acquire(ctx, 1); err != nil {
 		return Result{}, context.Cause(ctx)
 	}
 	defer r.slots.Release(1)
-	a.emit(Event{Kind: Started})
+	e.Reason = r.why(e)
+	e.Started = a.emit(Event{Kind: Started, Name: e.Reason})
 	res, err := r.solver.Runner.Run(ctx, a)
 	switch {
 	case err == nil:
-		a.emit(Event{Kind: Done})
+		e.State = Ran
+		e.Ended = a.emit(Event{Kind: Done})
 	case ctx.Err() != nil:
-		a.emit(Event{Kind: Canceled})
+		e.State = Stopped
+		e.Ended = a.emit(Event{Kind: Canceled})
 	default:
-		a.emit(Event{Kind: Failed, Err: err})
+		e.State = Broken
+		e.Ended = a.emit(Event{Kind: Failed, Err: err})
 	}
 	return res, err
+}
+
+// why asks for the reason of what people are shown.
+func (r *run) why(e *Evaluation) string {
+	if r.solver.Why == nil || e.Vertex.Step == nil || e.Vertex.Step.Name == "" {
+		return ""
+	}
+	return r.solver.Why(e)
 }

@@ -39,12 +39,16 @@ Steps whose command and inputs have not changed are taken from the cache.
 Without --output the image is kept in the local store. With "-" the Dockerfile
 is read from standard input and there are no files.
 
-Exit status: 0 if everything was built and exported, 1 if not.`,
+Each step that runs says why: what changed since the nearest earlier build.
+
+Exit status: 0 if everything was built and exported, 1 if not; with --dry-run
+3 if a step would run.`,
 		Example: `  kiln build -t hello .
   kiln build -t hello -f docker/Dockerfile --target test --build-arg VERSION=2 .
   kiln build --platform linux/amd64,linux/arm64 -t registry.example.com/hello:1 --push .
   kiln build -o out .                      # the root file system, as files in out/
-  kiln build -o type=oci,dest=hello.tar .  # an image for other tools`,
+  kiln build -o type=oci,dest=hello.tar .  # an image for other tools
+  kiln build --dry-run .                   # what would run, and why`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.build(c.Context(), &f, args[0])
@@ -155,6 +159,8 @@ type builder struct {
 	outputs   []exporter.Output
 	platforms []ocispecs.Platform
 	display   display
+	graph     *solver.Graph // how the steps went, nil before they were solved
+	later     []func()      // what is told once the display is closed
 }
 
 func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error) {
@@ -190,16 +196,28 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, b.runner.Close()) }()
+	if f.dryRun {
+		mode = "quiet"
+	}
 	if b.display, err = newDisplay(mode, a.stderr); err != nil {
 		return err
 	}
 	built, warnings, err := b.solve(ctx, options)
 	b.display.Close(err)
+	for _, tell := range b.later {
+		tell()
+	}
+	if graphErr := b.writeGraph(); err == nil {
+		err = graphErr
+	}
 	if !f.quiet && mode != "none" {
 		printWarnings(a.stderr, warnings, b.in.dockerfile)
 	}
 	if err != nil {
 		return b.explain(err)
+	}
+	if f.dryRun {
+		return b.dryRun()
 	}
 	return b.export(ctx, built)
 }
@@ -285,6 +303,7 @@ func (f *buildFlags) options() (o dockerfile.Options, err error) {
 		return o, err
 	}
 	o.Target, o.Network, o.NoCache, o.NoCacheStages = f.target, f.network, f.noCache, f.noCacheFilter
+	o.NoCacheMounts = f.dropCaches
 	return o, nil
 }
 
@@ -379,14 +398,19 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 	if err != nil {
 		return nil, warnings, err
 	}
-	s := &solver.Solver{Cache: b.store, Runner: b.runner, Events: b.display, Jobs: jobs}
-	outs, err := s.Solve(ctx, targets...)
+	why, err := b.explainer(targets)
 	if err != nil {
+		return nil, warnings, err
+	}
+	s := &solver.Solver{Cache: b.store, Runner: b.runner, Events: b.display, Jobs: jobs, Why: why.Why, Dry: b.flags.dryRun}
+	graph, err := s.Evaluate(ctx, targets...)
+	b.remember(why, graph, err)
+	if err != nil || b.flags.dryRun {
 		return nil, warnings, err
 	}
 	var built []exporter.Image
 	for i, r := range results {
-		built = append(built, exporter.Image{Output: outs[i], Config: r.Image, Platform: r.Platform})
+		built = append(built, exporter.Image{Output: graph.Targets[i].Output, Config: r.Image, Platform: r.Platform})
 	}
 	return built, warnings, nil
 }

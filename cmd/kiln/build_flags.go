@@ -55,6 +55,10 @@ type buildFlags struct {
 	jobs           int
 	contextModes   string
 	sourceDateTime string
+	explain        bool
+	dryRun         bool
+	graph          string
+	dropCaches     bool
 }
 
 func (f *buildFlags) register(fs *pflag.FlagSet) {
@@ -68,6 +72,10 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.contexts, "build-context", nil, "further context, NAME=DIR|TAR|docker-image://REF|oci-layout://DIR[:TAG|@DIGEST] (repeatable)")
 	fs.BoolVar(&f.noCache, "no-cache", false, "run every step, whatever the cache has")
 	fs.StringSliceVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages")
+	fs.BoolVar(&f.dropCaches, "no-cache-mounts", false, "empty the cache mounts of the RUN steps that run")
+	fs.BoolVar(&f.explain, "explain", false, "tell all that changed since the nearest earlier build for each step that runs")
+	fs.BoolVar(&f.dryRun, "dry-run", false, "only tell which steps would run, and why; exit with 3 if any would")
+	fs.StringVar(&f.graph, "graph", "", "write the graph with keys, durations and hits to `FILE`.dot and FILE.json, or to one of them")
 	fs.BoolVar(&f.pull, "pull", false, "look base images up in their registry even if the store has them")
 	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME] (repeatable)")
 	fs.StringArrayVar(&f.ssh, "ssh", nil, "agent for RUN --mount=type=ssh, default|ID[=SOCKET] (repeatable)")

@@ -20,7 +20,7 @@ func (a *app) historyCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.withImages(func(s *images.Store) error {
-				rows, err := history(c.Context(), s, args[0], noTrunc, human)
+				rows, err := imageHistory(c.Context(), s, args[0], noTrunc, human)
 				if err != nil {
 					return err
 				}
@@ -58,7 +58,7 @@ type historyRow struct {
 }
 
 // history lists the entries of an image, the newest first.
-func history(ctx context.Context, s *images.Store, name string, noTrunc, human bool) ([]historyRow, error) {
+func imageHistory(ctx context.Context, s *images.Store, name string, noTrunc, human bool) ([]historyRow, error) {
 	image, err := s.Find(ctx, name)
 	if err != nil {
 		return nil, err

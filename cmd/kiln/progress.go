@@ -49,6 +49,7 @@ func newDisplay(mode string, out io.Writer) (display, error) {
 type step struct {
 	number  int
 	name    string
+	reason  string // why it runs, "" where that is not known
 	started time.Time
 	ended   time.Time
 	state   solver.Kind
@@ -56,6 +57,14 @@ type step struct {
 	log     spool
 	err     error
 	parts   map[string]part // transfers under way
+}
+
+// title is the name, and why the step runs.
+func (st *step) title() string {
+	if st.reason == "" {
+		return st.name
+	}
+	return st.name + "  (" + st.reason + ")"
 }
 
 // keep remembers a line of output for the case that the step fails.

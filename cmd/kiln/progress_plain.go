@@ -35,7 +35,7 @@ func (p *plain) Event(e solver.Event) {
 	}
 	switch e.Kind {
 	case solver.Started:
-		st.started = e.Time
+		st.started, st.reason = e.Time, printable(e.Name)
 		p.head(st)
 	case solver.Cached:
 		if st.state == solver.Done {
@@ -71,7 +71,7 @@ func (p *plain) head(st *step) {
 		p.buf.WriteByte('\n')
 	}
 	p.shown = st
-	fmt.Fprintf(&p.buf, "#%d %s\n", st.number, st.name)
+	fmt.Fprintf(&p.buf, "#%d %s\n", st.number, st.title())
 }
 
 func (p *plain) line(st *step, at time.Time, line []byte) {

@@ -92,7 +92,7 @@ func (t *tty) Event(e solver.Event) {
 	}
 	switch e.Kind {
 	case solver.Started:
-		st.started = e.Time
+		st.started, st.reason = e.Time, printable(e.Name)
 		t.running[st] = nil
 	case solver.Cached:
 		if st.state == solver.Done {
@@ -131,7 +131,7 @@ func (t *tty) finish(st *step) {
 	switch st.state {
 	case solver.Done:
 		t.done++
-		t.finished = append(t.finished, t.row(escDone, printable(st.name), took))
+		t.finished = append(t.finished, t.row(escDone, printable(st.title()), took))
 	case solver.Failed:
 		t.finished = append(t.finished, t.row(escFailed, "ERROR "+printable(st.name), took))
 	case solver.Canceled:
@@ -212,7 +212,7 @@ func (t *tty) live(now time.Time) []string {
 			rows = append(rows, fmt.Sprintf("    and %d more", len(running)-i))
 			break
 		}
-		rows = append(rows, t.row("", printable(st.name)+transfer(st.parts), seconds(now.Sub(st.started))))
+		rows = append(rows, t.row("", printable(st.title())+transfer(st.parts), seconds(now.Sub(st.started))))
 		tailed := t.running[st]
 		for _, l := range tailed[max(0, len(tailed)-tail):] {
 			rows = append(rows, t.dim(" => => # "+printable(l)))

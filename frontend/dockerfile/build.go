@@ -55,7 +55,11 @@ type Options struct {
 
 	NoCache       bool
 	NoCacheStages []string
-	GitModes      bool // see op.Select
+
+	// NoCacheMounts empties the cache mounts of the RUN steps that run.
+	NoCacheMounts bool
+
+	GitModes bool // see op.Select
 
 	// SourceDateEpoch is the time of the history entries; nil takes it from
 	// the build or global argument SOURCE_DATE_EPOCH, if there is one.

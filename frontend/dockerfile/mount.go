@@ -89,7 +89,7 @@ func (r *mounter) cache(om op.Mount, m *instructions.Mount, src source) {
 	if om.Sharing == "" {
 		om.Sharing = string(instructions.MountSharingShared)
 	}
-	r.exec.ClearCaches = r.vertex.Fresh // as BuildKit does: what is built anew starts with empty caches
+	r.exec.ClearCaches = r.b.NoCacheMounts
 	if m.From == "" || m.From == "scratch" {
 		r.exec.Mounts = append(r.exec.Mounts, om)
 		return

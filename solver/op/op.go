@@ -237,8 +237,7 @@ type Exec struct {
 	// Limits on the step. Not in the key.
 	Limits Limits
 
-	// ClearCaches empties the step's cache mounts first (--no-cache with
-	// cache mounts to be dropped). Not in the key.
+	// ClearCaches empties the step's cache mounts first. Not in the key.
 	ClearCaches bool
 }
 
@@ -350,6 +349,13 @@ func (m Mount) describe(d *solver.Description) {
 		d.Line("mount mode", strconv.FormatUint(uint64(m.Mode), 8))
 	}
 }
+
+// What only looks at what is there is done in a dry run too.
+
+func (Scratch) Looks() {}
+func (Select) Looks()  {}
+func (Inline) Looks()  {}
+func (Dest) Looks()    {}
 
 var (
 	_ solver.Op = Scratch{}
