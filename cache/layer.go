@@ -158,6 +158,7 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 		return l, err
 	}
 	s.remember(l.Digest, t)
+	s.bound.grew(t.Disk())
 	return l, nil
 }
 

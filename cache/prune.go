@@ -29,9 +29,9 @@ type PruneOptions struct {
 	// bytes; what was used least lately goes first. Zero does not stop.
 	KeepStorage int64
 
-	// Cap says that KeepStorage is a bound that the store is held to, for
-	// those who ask later why a result is gone.
-	Cap bool
+	// Cap is the bound that the store is held to, in bytes, for those who ask
+	// later why a result is gone; zero where someone asks for the removal.
+	Cap int64
 
 	// Filters narrow down what may go: "id" (a prefix), "type" (a Kind),
 	// "description" (a part of it), "shared", "inuse" (true or false),
@@ -102,6 +102,9 @@ func (s *Store) prune(ctx context.Context, o PruneOptions, match func(Usage) boo
 	}
 	if o.DryRun {
 		return r, nil
+	}
+	if o.Cap == 0 { // the store is counted anew when it must be known
+		_ = os.Remove(s.path("locks", "size"))
 	}
 	return r, removeAll(p.trash, s.proc.stop)
 }
@@ -182,11 +185,7 @@ func (p *pruning) removePinnable(ctx context.Context) error {
 			}
 		}
 	}
-	limit := int64(0)
-	if p.o.Cap {
-		limit = p.o.KeepStorage
-	}
-	if err := p.s.noteEvictions(p.actions, limit); err != nil {
+	if err := p.s.noteEvictions(p.actions, p.o.Cap); err != nil {
 		return err
 	}
 	// Now without what the removed actions promised or came from.

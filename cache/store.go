@@ -87,7 +87,8 @@ type Store struct {
 	trees map[digest.Digest]*tree.Tree
 	works []string // work directories of ended drafts, for the next ones
 
-	pins pins
+	pins  pins
+	bound *bound
 }
 
 var _ solver.Cache = (*Store)(nil)
@@ -226,7 +227,7 @@ func (s *Store) Close() error {
 	if s.ro {
 		return nil
 	}
-	err := errors.Join(s.pins.close(), s.proc.close(), s.gate.close())
+	err := errors.Join(s.bound.close(), s.pins.close(), s.proc.close(), s.gate.close())
 	if err != nil {
 		return fmt.Errorf("close store %s: %w", s.root, err)
 	}

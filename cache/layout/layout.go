@@ -43,8 +43,13 @@ const tempPrefix = ".kiln-"
 // A Layout is an OCI image layout on disk. Its methods may be called by any
 // number of goroutines and processes at once.
 type Layout struct {
-	dir string
+	dir   string
+	wrote func(bytes int64) // may be nil
 }
+
+// OnWrite makes fn hear of the size of every blob that is added. It must be
+// called before anything is written.
+func (l *Layout) OnWrite(fn func(bytes int64)) { l.wrote = fn }
 
 // NotFoundError says that a layout has no such tag or blob.
 type NotFoundError struct {
@@ -332,7 +337,13 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 		return expected, err
 	}
 	beside := filepath.Join(l.dir, fmt.Sprintf("%s%s-%d", tempPrefix, got.Encoded(), os.Getpid()))
-	return expected, tmp.name(path, beside)
+	if err := tmp.name(path, beside); err != nil {
+		return expected, err
+	}
+	if l.wrote != nil {
+		l.wrote(n)
+	}
+	return expected, nil
 }
 
 // copyHashing copies r to w and h. It fails at the first byte over limit,

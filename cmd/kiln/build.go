@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/moby/term"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -189,6 +190,9 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, b.store.Close()) }()
+	if err := b.boundStore(); err != nil {
+		return err
+	}
 	if b.in, err = a.readInput(f, path); err != nil {
 		return err
 	}
@@ -220,6 +224,18 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return b.dryRun()
 	}
 	return b.export(ctx, built)
+}
+
+// boundStore makes the store trim itself while the build goes on.
+func (b *builder) boundStore() error {
+	max, err := cacheMax(b.store.Root())
+	if err != nil {
+		return err
+	}
+	b.store.Bound(max, func() ([]digest.Digest, error) {
+		return roots(context.Background(), &images.Store{Cache: b.store})()
+	})
+	return nil
 }
 
 // parseOutputs are the outputs that the flags ask for: the local store if
