@@ -16,8 +16,10 @@ import (
 // Bound holds the store to a size: whenever what this process has written
 // brings the store over max bytes, what was used least lately is trimmed to
 // nine tenths of it, beside whatever else goes on. Never trimmed is what
-// roots names and what a running process uses, so the store can stay larger.
-// It must be called before anything is written. Close waits for a trim.
+// roots names (see PruneOptions) and what a running process uses, so the store
+// can stay larger. Before a trim release is called, which may give up some of
+// that. Bound must be called before anything is written. Close waits for a
+// trim.
 //
 // How large the store is would take long to find out each time. The file
 // locks/size remembers it, a line "BYTES FLOOR COUNTED": what a trim or a
@@ -25,11 +27,11 @@ import (
 // nothing more could be trimmed the last time; and when all was counted, in
 // seconds since the epoch. Cache mounts, which grow unseen, are why it is
 // counted anew each day.
-func (s *Store) Bound(max int64, roots func() ([]digest.Digest, error)) {
+func (s *Store) Bound(max int64, roots func() ([]digest.Digest, error), release func(context.Context) error) {
 	if s.ro || max <= 0 {
 		return
 	}
-	s.bound = &bound{store: s, max: max, roots: roots, step: min(max/64, 256<<20)}
+	s.bound = &bound{store: s, max: max, roots: roots, release: release, step: min(max/64, 256<<20)}
 	s.images.OnWrite(s.bound.grew)
 }
 
@@ -37,10 +39,11 @@ const countEvery = 24 * time.Hour
 
 // bound is what Bound has set up; nil where nothing bounds the store.
 type bound struct {
-	store *Store
-	max   int64
-	roots func() ([]digest.Digest, error)
-	step  int64 // bytes between two looks at the file
+	store   *Store
+	max     int64
+	roots   func() ([]digest.Digest, error)
+	release func(context.Context) error
+	step    int64 // bytes between two looks at the file
 
 	written atomic.Int64 // bytes that the file does not have yet
 	trims   sync.WaitGroup
@@ -107,6 +110,9 @@ func (b *bound) settle(ctx context.Context) error {
 	}
 	size += added
 	if size > b.max && size > floor+b.max/20 {
+		if err := b.release(ctx); err != nil {
+			return err
+		}
 		report, err := s.Prune(ctx, PruneOptions{KeepStorage: b.max / 10 * 9, Cap: b.max, Roots: b.roots})
 		if err != nil {
 			return err

@@ -51,7 +51,7 @@ func TestBound(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Bound(max, func() ([]digest.Digest, error) { return []digest.Digest{wanted.Digest}, nil })
+		s.Bound(max, func() ([]digest.Digest, error) { return []digest.Digest{wanted.Digest}, nil }, func(context.Context) error { return nil })
 		key, l := fill(t, s, fmt.Sprint("file", i), 1<<20)
 		keys = append(keys, key)
 		used := time.Now().Add(time.Duration(i-8) * time.Minute)

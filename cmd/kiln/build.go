@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/moby/term"
 	"github.com/opencontainers/go-digest"
@@ -226,14 +227,20 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 	return b.export(ctx, built)
 }
 
-// boundStore makes the store trim itself while the build goes on.
+// boundStore makes the store trim itself while the build goes on. Images
+// without a name, which no one can want by accident, go first once they have
+// been left alone for an hour.
 func (b *builder) boundStore() error {
 	max, err := cacheMax(b.store.Root())
 	if err != nil {
 		return err
 	}
+	kept := &images.Store{Cache: b.store}
 	b.store.Bound(max, func() ([]digest.Digest, error) {
-		return roots(context.Background(), &images.Store{Cache: b.store})()
+		return roots(context.Background(), kept)()
+	}, func(ctx context.Context) error {
+		_, err := kept.Prune(ctx, images.PruneOptions{Match: func(i *images.Image) bool { return kept.Idle(i) > time.Hour }, Users: imageUsers(b.store)})
+		return err
 	})
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"time"
 
 	"kiln.build/cache/layout"
 	"kiln.build/cache/registry"
@@ -39,7 +41,18 @@ func (s *Store) same(ctx context.Context, a, b v1.Descriptor) bool {
 
 // Keep keeps an image of the layout whether it has a name or not.
 func (s *Store) Keep(ctx context.Context, target v1.Descriptor) error {
+	now := time.Now()
+	_ = os.Chtimes(s.layout().Path(target.Digest), now, now) // see Idle
 	return s.layout().Tag(ctx, "", target)
+}
+
+// Idle is the time since an image was last made or kept.
+func (s *Store) Idle(i *Image) time.Duration {
+	fi, err := os.Stat(s.layout().Path(i.Target.Digest))
+	if err != nil {
+		return 0
+	}
+	return time.Since(fi.ModTime())
 }
 
 // Tag gives the image that is found by source one more name.
