@@ -16,7 +16,7 @@ func (a *app) containerCommands() []*cobra.Command {
 	group := &cobra.Command{Use: "container", Short: "Manage containers", Example: "  kiln container prune"}
 	group.AddCommand(a.containerLife()...)
 	group.AddCommand(a.containerPrune(), a.inspectCommand("container"))
-	return append(a.containerLife(), group, a.volumeCommand(), a.monitorCommand())
+	return append(a.containerLife(), group, a.eventsCommand(), a.volumeCommand(), a.monitorCommand())
 }
 
 func (a *app) containerLife() []*cobra.Command {
@@ -24,7 +24,7 @@ func (a *app) containerLife() []*cobra.Command {
 		a.runCommand(), a.createCommand(), a.startCommand(), a.attachCommand(), a.execCommand(),
 		a.psCommand(), a.logsCommand(), a.topCommand(), a.portCommand(), a.waitCommand(),
 		a.stopCommand(), a.killCommand(), a.restartCommand(), a.pauseCommand(), a.unpauseCommand(),
-		a.rmCommand(), a.renameCommand(),
+		a.rmCommand(), a.renameCommand(), a.updateCommand(), a.statsCommand(),
 		a.cpCommand(), a.diffCommand(), a.exportCommand(), a.commitCommand(),
 	}
 }

@@ -87,36 +87,13 @@ func (a *app) attach(ctx context.Context, k *container.Container, stdin bool, ke
 		_ = k.Resize(ctx, sandbox.Size{Rows: s.Rows + 1, Cols: s.Cols})
 		_ = k.Resize(ctx, s)
 	}
-	w := &watching{app: a, k: k, conn: x.Conn, from: x.Reader, stdin: stdin, keys: keys, proxy: proxy}
-	if left, err := w.follow(ctx); err != nil || left {
+	w := &watching{app: a, k: k, conn: x.Conn, from: x.Reader, stdin: stdin, keys: keys}
+	signals := catchSignals(proxy)
+	defer signal.Stop(signals)
+	if left, err := w.follow(ctx, signals); err != nil || left {
 		return err
 	}
 	return ended(<-code, nil)
-}
-
-// spawnAttached starts a container under a monitor of its own and shows it.
-func (a *app) spawnAttached(ctx context.Context, k *container.Container, stdin bool, keys []byte) error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return cliFailed(err)
-	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "watch"), os.NewFile(uintptr(pair[1]), "watched")
-	c, err := net.FileConn(ours)
-	_ = ours.Close()
-	if err != nil {
-		return cliFailed(errors.Join(err, theirs.Close()))
-	}
-	defer c.Close()
-	m, err := a.spawn(k, spawnOptions{watcher: theirs, size: a.terminalSize()})
-	if err != nil {
-		return err
-	}
-	w := &watching{app: a, k: k, conn: c.(*net.UnixConn), from: c, stdin: stdin && k.Stdin, keys: keys, proxy: true}
-	if left, err := w.follow(context.WithoutCancel(ctx)); err != nil || left {
-		m.release()
-		return err
-	}
-	return ended(m.wait(), nil)
 }
 
 // watching is a connection to a container's streams, at this terminal.
@@ -127,12 +104,11 @@ type watching struct {
 	from  io.Reader
 	stdin bool
 	keys  []byte
-	proxy bool // hand signals on
 }
 
 // follow copies between this program's streams and the container's until the
 // container's end; or until the detach keys are typed, and left is true then.
-func (w *watching) follow(ctx context.Context) (left bool, err error) {
+func (w *watching) follow(ctx context.Context, signals <-chan os.Signal) (left bool, err error) {
 	if w.stdin && w.k.Terminal {
 		in := w.app.stdin.(*os.File)
 		old, err := term.SetRawTerminal(in.Fd())
@@ -144,7 +120,7 @@ func (w *watching) follow(ctx context.Context) (left bool, err error) {
 	signal.Ignore(unix.SIGPIPE)
 	done := make(chan struct{})
 	defer close(done)
-	forwardSignals(done, w.proxy, func(s syscall.Signal) { _ = w.k.Kill(ctx, s) }, func() {
+	go forwardSignals(done, signals, func(s syscall.Signal) { _ = w.k.Kill(ctx, s) }, func() {
 		if w.k.Terminal {
 			_ = w.k.Resize(ctx, w.app.terminalSize())
 		}

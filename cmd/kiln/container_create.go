@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -135,6 +133,9 @@ func (f *runFlags) adopt(c *container.Config, img *dockerspec.DockerOCIImageConf
 	if c.Env, err = f.environment(img.Env); err != nil {
 		return err
 	}
+	if c.Health, err = f.health.health(img); err != nil {
+		return err
+	}
 	labels := map[string]string{}
 	maps.Copy(labels, img.Labels)
 	maps.Copy(labels, c.Labels)
@@ -174,9 +175,7 @@ func placeVolumes(set container.Set, c *container.Config) error {
 			continue
 		}
 		if b.Anonymous {
-			var id [32]byte
-			_, _ = rand.Read(id[:]) // never fails
-			b.Volume = hex.EncodeToString(id[:])
+			b.Volume = anonymousName()
 		}
 		var err error
 		if b.Source, err = set.VolumeDir(b.Volume); err != nil {

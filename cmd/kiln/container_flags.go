@@ -33,7 +33,10 @@ type runFlags struct {
 
 	pids, cpuShares, cpuPeriod, cpuQuota int64
 	stopTimeout, oomScore                int
-	entrySet, oomSet                     bool
+	logDriver                            string
+	logOptions                           []string
+	health                               healthFlags
+	entrySet, oomSet, sigProxy           bool
 }
 
 func (f *runFlags) register(fs *pflag.FlagSet) {
@@ -63,6 +66,13 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	f.registerFiles(fs)
 	f.registerRights(fs)
 	f.registerLimits(fs)
+	f.registerLog(fs)
+	f.health.register(fs)
+}
+
+func (f *runFlags) registerLog(fs *pflag.FlagSet) {
+	fs.StringVar(&f.logDriver, "log-driver", "json-file", "where output is kept: json-file or none")
+	fs.StringArrayVar(&f.logOptions, "log-opt", nil, "max-size=SIZE (default 32m) or max-file=N (default 2) of the log (repeatable)")
 }
 
 func (f *runFlags) registerNetwork(fs *pflag.FlagSet) {
@@ -94,6 +104,14 @@ func (f *runFlags) registerRights(fs *pflag.FlagSet) {
 }
 
 func (f *runFlags) registerLimits(fs *pflag.FlagSet) {
+	f.registerUpdate(fs)
+	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, NAME=SOFT[:HARD] (repeatable)")
+	fs.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group to make the container's in")
+	fs.IntVar(&f.oomScore, "oom-score-adj", 0, "whom the kernel kills first, -1000 to 1000")
+}
+
+// registerUpdate registers those that can change later.
+func (f *runFlags) registerUpdate(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.memory, "memory", "m", "", "memory limit")
 	fs.StringVar(&f.memorySwap, "memory-swap", "", "memory and swap together; -1 does not limit swap")
 	fs.StringVar(&f.memoryReservation, "memory-reservation", "", "memory that it gets before others")
@@ -104,15 +122,12 @@ func (f *runFlags) registerLimits(fs *pflag.FlagSet) {
 	fs.Int64Var(&f.cpuPeriod, "cpu-period", 0, "microseconds of a scheduler's period")
 	fs.Int64Var(&f.cpuQuota, "cpu-quota", 0, "microseconds of processor time in each period")
 	fs.Int64Var(&f.pids, "pids-limit", 0, "limit of processes; -1 is none")
-	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, NAME=SOFT[:HARD] (repeatable)")
-	fs.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group to make the container's in")
-	fs.IntVar(&f.oomScore, "oom-score-adj", 0, "whom the kernel kills first, -1000 to 1000")
 }
 
 // apply puts the flags that need no image into a config.
 func (f *runFlags) apply(c *container.Config) error {
 	for _, step := range []func(*container.Config) error{
-		f.applyLabels, f.applyLimits, f.applyProcessors, f.applyRights, f.applyMounts, f.applyNetwork, f.applyLife,
+		f.applyLabels, f.applyLog, f.applyLimits, f.applyProcessors, f.applyRights, f.applyMounts, f.applyNetwork, f.applyLife,
 	} {
 		if err := step(c); err != nil {
 			return err
@@ -122,6 +137,9 @@ func (f *runFlags) apply(c *container.Config) error {
 }
 
 func (f *runFlags) applyLife(c *container.Config) error {
+	if c.Limits.MemorySwap > 0 && c.Limits.Memory == 0 {
+		return errors.New("you should always set the memory limit when using memoryswap limit, see usage")
+	}
 	var err error
 	if c.Restart, err = container.ParsePolicy(f.restart); err != nil {
 		return err
@@ -180,9 +198,13 @@ func (f *runFlags) applyLimits(c *container.Config) error {
 	if f.memorySwap == "-1" {
 		c.Limits.MemorySwap = -1
 	}
-	if f.pids > 0 {
-		c.Limits.Pids = f.pids
+	if c.Limits.Memory > 0 && c.Limits.Memory < minMemory {
+		return errors.New("minimum memory limit allowed is 6MB")
 	}
+	if m, s := c.Limits.Memory, c.Limits.MemorySwap; s > 0 && s < m {
+		return errors.New("minimum memoryswap limit should be larger than memory limit, see usage")
+	}
+	c.Limits.Pids = f.pids
 	c.Limits.Parent = f.cgroupParent
 	for _, s := range f.ulimits {
 		u, err := units.ParseUlimit(s)
@@ -198,6 +220,25 @@ func (f *runFlags) applyLimits(c *container.Config) error {
 		return fmt.Errorf("--oom-score-adj=%d: must be from -1000 to 1000", f.oomScore)
 	}
 	c.OOM = &f.oomScore
+	return nil
+}
+
+// minMemory is docker's: with less nothing starts.
+const minMemory = 6 << 20
+
+func (f *runFlags) applyLog(c *container.Config) error {
+	switch f.logDriver {
+	case "", "json-file":
+	case "none":
+		c.Log.Driver = "none"
+	default:
+		return fmt.Errorf("--log-driver=%s: must be json-file or none", f.logDriver)
+	}
+	for _, o := range f.logOptions {
+		if err := c.Log.SetOption(o); err != nil {
+			return fmt.Errorf("--log-opt=%s: %w", o, err)
+		}
+	}
 	return nil
 }
 

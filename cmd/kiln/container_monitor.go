@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -18,9 +19,18 @@ import (
 )
 
 // A monitor is this program executed again, for one container and as long as
-// that lives: `kiln monitor ID`. On descriptor 3 it answers once the command
-// runs, or cannot; and, if somebody watches from the start (descriptor 4),
-// again when the command has ended.
+// that lives: `kiln monitor`. It is started while the command that wants it
+// still looks for the image, since two processes are ready sooner than one
+// after the other. On descriptor 3 it is told which container is meant, and
+// answers once the command runs, or cannot; and, if somebody watches from the
+// start (descriptor 4), again when the command has ended. Where it is told
+// nothing it ends.
+
+// monitorOrder is what a monitor is to do.
+type monitorOrder struct {
+	ID   string       `json:"id"`
+	Size sandbox.Size `json:"size,omitzero"`
+}
 
 // monitorAnswer is what a monitor says.
 type monitorAnswer struct {
@@ -30,66 +40,114 @@ type monitorAnswer struct {
 	Exit    int    `json:"exit,omitempty"`    // second answer
 }
 
-// spawnOptions say how a monitor is started.
-type spawnOptions struct {
-	watcher *os.File // its end of a socket, closed here
-	size    sandbox.Size
-}
-
 // monitor is a monitor process, which does not end with this one.
 type monitor struct {
+	talk    *os.File
 	answers *json.Decoder
-	pipe    *os.File
+	watch   *net.UnixConn // the container's streams; nil if nobody watches
 	cmd     *exec.Cmd
 }
 
-// spawn starts a monitor and waits until the container's command runs. The
-// error is [container.ErrRunning], or has docker's exit status.
-func (a *app) spawn(k *container.Container, o spawnOptions) (*monitor, error) {
-	if o.watcher != nil {
-		defer o.watcher.Close()
+// socketpair makes a pair of connected sockets, of which this process keeps
+// the first.
+func socketpair(name string) (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a pair of sockets: %w", err)
+	}
+	return os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), name), nil
+}
+
+// newMonitor starts a monitor, which then waits for its order. The caller
+// ends with start, or with abandon.
+func (a *app) newMonitor(watched bool) (*monitor, error) {
+	if _, err := a.containers(); err != nil { // from here on in a user namespace, if need be
+		return nil, cliFailed(err)
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, cliFailed(err)
 	}
-	rd, wr, err := os.Pipe()
+	talk, theirs, err := socketpair("monitor")
 	if err != nil {
 		return nil, cliFailed(err)
 	}
-	c := exec.Command(self, "--root", a.root, "monitor", k.ID, fmt.Sprint(o.size.Rows), fmt.Sprint(o.size.Cols))
-	c.ExtraFiles = []*os.File{wr}
-	if o.watcher != nil {
-		c.ExtraFiles = append(c.ExtraFiles, o.watcher)
-		c.Args = append(c.Args, "--watched")
+	defer theirs.Close()
+	m := &monitor{talk: talk, answers: json.NewDecoder(talk)}
+	m.cmd = exec.Command(self, "--root", a.root, "monitor")
+	m.cmd.ExtraFiles = []*os.File{theirs}
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	m.cmd.Dir = "/"
+	if watched {
+		watching, err := m.watched()
+		if err != nil {
+			return nil, cliFailed(errors.Join(err, talk.Close()))
+		}
+		defer watching.Close()
+		m.cmd.ExtraFiles = append(m.cmd.ExtraFiles, watching)
+		m.cmd.Args = append(m.cmd.Args, "--watched")
 	}
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	c.Dir = "/"
-	err = c.Start()
-	_ = wr.Close()
+	if err := m.cmd.Start(); err != nil {
+		m.close()
+		return nil, cliFailed(fmt.Errorf("start a monitor: %w", err))
+	}
+	return m, nil
+}
+
+// watched makes the connection for the container's streams and returns the
+// monitor's end.
+func (m *monitor) watched() (*os.File, error) {
+	ours, theirs, err := socketpair("watch")
 	if err != nil {
-		return nil, cliFailed(errors.Join(err, rd.Close()))
+		return nil, err
 	}
-	m := &monitor{answers: json.NewDecoder(rd), pipe: rd, cmd: c}
+	defer ours.Close()
+	c, err := net.FileConn(ours)
+	if err != nil {
+		return nil, errors.Join(err, theirs.Close())
+	}
+	m.watch = c.(*net.UnixConn) // what the pair consists of
+	return theirs, nil
+}
+
+// start has the monitor run a container, and waits until the command runs.
+// The error is [container.ErrRunning], or has docker's exit status.
+func (m *monitor) start(k *container.Container, size sandbox.Size) error {
 	var first monitorAnswer
-	if err := m.answers.Decode(&first); err != nil {
-		_ = rd.Close()
-		return nil, cliFailed(fmt.Errorf("the container's monitor ended: %w", errors.Join(c.Wait(), err)))
+	err := json.NewEncoder(m.talk).Encode(monitorOrder{k.ID, size})
+	if err == nil {
+		err = m.answers.Decode(&first)
 	}
-	if first.Error == "" && !first.Running {
-		return m, nil
+	switch {
+	case err == nil && first.Error == "" && !first.Running:
+		return nil
+	case err == nil && first.Running:
+		err = container.ErrRunning
+	case err == nil:
+		err = &exitError{first.Code, errors.New(first.Error)}
+	default:
+		err = cliFailed(fmt.Errorf("the container's monitor ended: %w", err))
 	}
-	_ = rd.Close()
-	_ = c.Wait() // it has said why it ends
-	if first.Running {
-		return nil, container.ErrRunning
+	m.abandon()
+	return err
+}
+
+// abandon ends a monitor that runs nothing.
+func (m *monitor) abandon() {
+	m.close()
+	_ = m.cmd.Wait() // it has nothing more to say
+}
+
+func (m *monitor) close() {
+	_ = m.talk.Close()
+	if m.watch != nil {
+		_ = m.watch.Close()
 	}
-	return nil, &exitError{first.Code, errors.New(first.Error)}
 }
 
 // release leaves the monitor alone.
 func (m *monitor) release() {
-	_ = m.pipe.Close()
+	m.close()
 	_ = m.cmd.Process.Release()
 }
 
@@ -106,21 +164,17 @@ func (m *monitor) wait() int {
 func (a *app) monitorCommand() *cobra.Command {
 	var watched bool
 	c := &cobra.Command{
-		Use: "monitor ID ROWS COLS", Hidden: true, Args: cobra.ExactArgs(3),
-		RunE: func(c *cobra.Command, args []string) error {
-			m := &container.Monitor{Attach: attachNetwork}
-			for i, to := range []*uint16{&m.Size.Rows, &m.Size.Cols} {
-				if _, err := fmt.Sscan(args[i+1], to); err != nil {
-					return err
-				}
-			}
+		Use: "monitor", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
 			unix.CloseOnExec(3)
-			answers := os.NewFile(3, "answers")
+			talk := os.NewFile(3, "talk")
+			m := &container.Monitor{Attach: attachNetwork}
 			if watched {
 				unix.CloseOnExec(4)
 				m.Watcher = os.NewFile(4, "watcher")
 			}
-			a.monitor(c.Context(), args[0], m, answers)
+			a.monitor(c.Context(), m, talk)
 			return nil
 		},
 	}
@@ -128,17 +182,16 @@ func (a *app) monitorCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) monitor(ctx context.Context, id string, m *container.Monitor, answers *os.File) {
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
+func (a *app) monitor(ctx context.Context, m *container.Monitor, talk *os.File) {
 	// It has little to do and lives long: memory counts more than time.
 	debug.SetGCPercent(20)
-	say := func(x monitorAnswer) { _ = json.NewEncoder(answers).Encode(x) } // to nobody, perhaps
+	say := func(x monitorAnswer) { _ = json.NewEncoder(talk).Encode(x) } // to nobody, perhaps
 	watched := m.Watcher != nil
 	told := false
 	m.Started = func(*sandbox.Process) {
 		say(monitorAnswer{})
 		if !watched {
-			_ = answers.Close()
+			_ = talk.Close()
 		}
 		debug.FreeOSMemory()
 	}
@@ -146,7 +199,7 @@ func (a *app) monitor(ctx context.Context, id string, m *container.Monitor, answ
 		told = true
 		say(monitorAnswer{Exit: code})
 	}
-	code, err := a.monitored(context.WithoutCancel(ctx), id, m)
+	code, err := a.monitored(context.WithoutCancel(ctx), m, talk)
 	var start *container.StartError
 	switch {
 	case errors.Is(err, container.ErrRunning):
@@ -160,16 +213,27 @@ func (a *app) monitor(ctx context.Context, id string, m *container.Monitor, answ
 	}
 }
 
-func (a *app) monitored(ctx context.Context, id string, m *container.Monitor) (int, error) {
+func (a *app) monitored(ctx context.Context, m *container.Monitor, talk *os.File) (int, error) {
 	store, err := a.open()
 	if err != nil {
 		return 0, err
 	}
 	defer store.Close()
-	k, err := a.container(id)
+	m.Store = store
+	var order monitorOrder
+	if err := json.NewDecoder(talk).Decode(&order); err != nil {
+		return 0, err // there is nothing to run
+	}
+	set, err := a.containers()
 	if err != nil {
 		return 0, err
 	}
-	m.Store = store
+	k, err := set.Open(order.ID)
+	if err != nil {
+		return 0, err
+	}
+	// For who looks at processes; the kernel cuts it to 15 characters.
+	_ = os.WriteFile("/proc/self/comm", []byte("kiln "+k.Name), 0)
+	m.Size = order.Size
 	return m.Run(ctx, k)
 }

@@ -37,7 +37,7 @@ func (a *app) psCommand() *cobra.Command {
 	fs.BoolVarP(&f.size, "size", "s", false, "show sizes")
 	fs.IntVarP(&f.last, "last", "n", -1, "the last N that were created")
 	fs.BoolVarP(&f.latest, "latest", "l", false, "the last one that was created")
-	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "status, name, id, label, ancestor, exited, before, since, publish, volume, network =VALUE (repeatable)")
+	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "status, name, id, label, ancestor, exited, health, before, since, publish, volume, network =VALUE (repeatable)")
 	fs.StringVar(&f.format, "format", "", formatHelp)
 	return c
 }
@@ -141,12 +141,8 @@ func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
 	}
 	r.Labels, r.Mounts, r.LocalVolumes = strings.Join(labels, ","), strings.Join(mounts, ","), strconv.Itoa(volumes)
 	if f.size {
-		var image int64
-		for _, l := range k.Layers {
-			image += l.Size
-		}
-		used := k.SpaceUsed()
-		r.Size = fmt.Sprintf("%s (virtual %s)", humanSize(used), humanSize(used+image))
+		used, all := containerSizes(k)
+		r.Size = fmt.Sprintf("%s (virtual %s)", humanSize(used), humanSize(all))
 	}
 	return r
 }
@@ -176,7 +172,15 @@ func statusText(st container.State) string {
 	since := func(t time.Time) string { return units.HumanDuration(time.Since(t)) }
 	switch st.Status {
 	case container.Running:
-		return "Up " + since(st.Started)
+		text := "Up " + since(st.Started)
+		switch h := st.Health; {
+		case h == nil:
+		case h.Status == container.Starting:
+			text += " (health: starting)"
+		default:
+			text += " (" + string(h.Status) + ")"
+		}
+		return text
 	case container.Paused:
 		return "Up " + since(st.Started) + " (Paused)"
 	case container.Restarting:
@@ -254,6 +258,13 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 			id := k.ImageID.Encoded()
 			return k.Image == value || strings.HasPrefix(k.Image, value+":") || k.Image+":latest" == value ||
 				len(value) >= 4 && strings.HasPrefix(id, strings.TrimPrefix(value, "sha256:"))
+		}, nil
+	case "health":
+		return func(_ *container.Container, st container.State) bool {
+			if st.Health == nil {
+				return value == "none"
+			}
+			return string(st.Health.Status) == value
 		}, nil
 	case "exited":
 		code, err := strconv.Atoi(value)

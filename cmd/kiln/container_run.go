@@ -10,7 +10,6 @@ import (
 	"github.com/moby/term"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-	"kiln.build/cache"
 	"kiln.build/runner/container"
 	"kiln.build/runner/sandbox"
 )
@@ -35,6 +34,7 @@ could not be run, 127 if it was not found, 128 + n if signal n ended it.`,
 	}
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "run in the background and print the container's ID")
 	c.Flags().StringVar(&f.detachKeys, "detach-keys", "", "keys that leave a terminal (default ctrl-p,ctrl-q)")
+	c.Flags().BoolVar(&f.sigProxy, "sig-proxy", true, "hand signals on to the container")
 	c.Flags().Bool("help", false, "help for run")
 	f.register(c.Flags())
 	return flagsFail(c)
@@ -50,24 +50,32 @@ func (a *app) run(ctx context.Context, f *runFlags, args []string) error {
 			return err
 		}
 	}
-	store, err := a.open()
+	m, err := a.newMonitor(!f.detach)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	k, err := a.newContainer(ctx, store, f, args)
+	k, err := a.forRun(ctx, f, args)
 	if err != nil {
+		m.abandon()
 		return err
 	}
 	if !f.detach {
-		return a.foreground(ctx, store, k, true, keys)
+		return a.foreground(ctx, m, k, true, keys, f.sigProxy)
 	}
-	m, err := a.spawn(k, spawnOptions{})
-	if err != nil {
+	if err := m.start(k, sandbox.Size{}); err != nil {
 		return err
 	}
 	m.release()
 	return writeLines(a.stdout, k.ID)
+}
+
+func (a *app) forRun(ctx context.Context, f *runFlags, args []string) (*container.Container, error) {
+	store, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	return a.newContainer(ctx, store, f, args)
 }
 
 // terminal reports an error if standard input is none.
@@ -79,58 +87,51 @@ func (a *app) terminal() error {
 	return nil
 }
 
-// foreground runs a container and shows it. The monitor is this process,
-// which is the fastest; but another one where the container may outlive this
-// command, that can be left by keys or is started again by its policy.
-func (a *app) foreground(ctx context.Context, store *cache.Store, k *container.Container, stdin bool, keys []byte) error {
-	if k.Terminal && k.Stdin && stdin || k.Restart.Name != "" {
-		return a.spawnAttached(ctx, k, stdin, keys)
+// foreground starts a container and shows it until it ends.
+func (a *app) foreground(ctx context.Context, m *monitor, k *container.Container, stdin bool, keys []byte, proxy bool) error {
+	ctx = context.WithoutCancel(ctx)
+	// Signals go to the command, which decides what they mean; those that
+	// come before it runs wait for it.
+	signals := catchSignals(proxy)
+	defer signal.Stop(signals)
+	if err := m.start(k, a.terminalSize()); err != nil {
+		return err
 	}
-	m := &container.Monitor{Store: store, Attach: attachNetwork, Stdout: a.stdout, Stderr: a.stderr, Size: a.terminalSize()}
-	if k.Stdin && stdin {
-		m.Stdin = a.stdin
+	w := &watching{app: a, k: k, conn: m.watch, from: m.watch, stdin: stdin && k.Stdin, keys: keys}
+	if left, err := w.follow(ctx, signals); err != nil || left {
+		m.release()
+		return err
 	}
-	// A reader who leaves ends neither the container nor its log.
-	signal.Ignore(unix.SIGPIPE)
-	done := make(chan struct{})
-	m.Started = func(p *sandbox.Process) {
-		forwardSignals(done, true, func(s syscall.Signal) { _ = p.Signal(s) }, func() {
-			if k.Terminal {
-				_ = p.Resize(a.terminalSize())
-			}
-		})
-	}
-	// Signals go to the command, which decides what they mean.
-	code, err := m.Run(context.WithoutCancel(ctx), k)
-	close(done)
-	return ended(code, err)
+	return ended(m.wait(), nil)
 }
 
-// forwardSignals calls send for signals that are handed on to a container,
-// if at all, and resize for changes of the terminal's size, until done is
-// closed.
-func forwardSignals(done <-chan struct{}, all bool, send func(syscall.Signal), resize func()) {
+// catchSignals begins to catch changes of the terminal's size and, if these
+// are handed on to a container, other signals.
+func catchSignals(all bool) chan os.Signal {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGWINCH)
 	if all {
 		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2,
 			unix.SIGALRM, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 	}
-	go func() {
-		defer signal.Stop(signals)
-		for {
-			select {
-			case <-done:
-				return
-			case s := <-signals:
-				if s == unix.SIGWINCH {
-					resize()
-				} else if n, ok := s.(syscall.Signal); ok {
-					send(n)
-				}
+	return signals
+}
+
+// forwardSignals calls send for signals that were caught, and resize for
+// changes of the terminal's size, until done is closed.
+func forwardSignals(done <-chan struct{}, signals <-chan os.Signal, send func(syscall.Signal), resize func()) {
+	for {
+		select {
+		case <-done:
+			return
+		case s := <-signals:
+			if s == unix.SIGWINCH {
+				resize()
+			} else if n, ok := s.(syscall.Signal); ok {
+				send(n)
 			}
 		}
-	}()
+	}
 }
 
 // terminalSize is that of the terminal that output goes to, zero if none.

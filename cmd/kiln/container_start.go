@@ -6,12 +6,13 @@ import (
 
 	"github.com/spf13/cobra"
 	"kiln.build/runner/container"
+	"kiln.build/runner/sandbox"
 )
 
 // startFlags are the flags of start, as typed.
 type startFlags struct {
-	attach, interactive, policies bool
-	keys                          string
+	attach, interactive, policies, proxy bool
+	keys                                 string
 }
 
 func (a *app) startCommand() *cobra.Command {
@@ -37,6 +38,7 @@ func (a *app) startCommand() *cobra.Command {
 	}
 	c.Flags().BoolVarP(&f.attach, "attach", "a", false, "show its output, and end with its exit status")
 	c.Flags().BoolVarP(&f.interactive, "interactive", "i", false, "give it standard input too")
+	c.Flags().BoolVar(&f.proxy, "sig-proxy", true, "hand signals on to the container")
 	c.Flags().BoolVar(&f.policies, "restart-policies", false, "start what should run by its restart policy and does not")
 	c.Flags().StringVar(&f.keys, "detach-keys", "", "keys that leave a terminal (default ctrl-p,ctrl-q)")
 	return c
@@ -47,11 +49,14 @@ func (a *app) start(k *container.Container) error {
 	if do, _, err := k.May(container.Start); err != nil || !do {
 		return err
 	}
-	m, err := a.spawn(k, spawnOptions{})
-	if errors.Is(err, container.ErrRunning) {
-		return nil
-	}
+	m, err := a.newMonitor(false)
 	if err != nil {
+		return err
+	}
+	if err := m.start(k, sandbox.Size{}); err != nil {
+		if errors.Is(err, container.ErrRunning) {
+			return nil
+		}
 		return err
 	}
 	m.release()
@@ -75,19 +80,18 @@ func (a *app) startAttached(ctx context.Context, f *startFlags, names []string) 
 		return err
 	}
 	if !do {
-		return a.attach(ctx, k, f.interactive, keys, true)
+		return a.attach(ctx, k, f.interactive, keys, f.proxy)
 	}
 	if f.interactive && k.Terminal && k.Stdin {
 		if err := a.terminal(); err != nil {
 			return err
 		}
 	}
-	store, err := a.open()
+	m, err := a.newMonitor(true)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	return a.foreground(ctx, store, k, f.interactive, keys)
+	return a.foreground(ctx, m, k, f.interactive, keys, f.proxy)
 }
 
 func (a *app) startPolicies(ctx context.Context) error {
@@ -122,7 +126,11 @@ func (a *app) restartCommand() *cobra.Command {
 				if err := k.Stop(c.Context(), given(c, "time", &seconds)); err != nil {
 					return err
 				}
-				return a.start(k)
+				if err := a.start(k); err != nil {
+					return err
+				}
+				k.Note("restart")
+				return nil
 			})
 		},
 	}

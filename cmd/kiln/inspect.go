@@ -28,26 +28,28 @@ func (a *app) inspectCommand(kind string) *cobra.Command {
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			switch wanted {
-			case "", "image", "container":
+			case "", "image", "container", "volume":
 			default:
-				return fmt.Errorf("--type=%q: must be image or container", wanted)
+				return fmt.Errorf("--type=%q: must be image, container or volume", wanted)
 			}
-			return a.inspect(c.Context(), wanted, format, args)
+			return a.inspect(c.Context(), wanted, format, size, args)
 		},
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "print as: json, or a Go template")
 	if kind == "" {
-		c.Flags().StringVar(&wanted, "type", "", "only: image or container")
-		c.Flags().BoolVarP(&size, "size", "s", false, "without effect: sizes are always shown")
+		c.Flags().StringVar(&wanted, "type", "", "only: image, container or volume")
+	}
+	if kind == "" || kind == "container" {
+		c.Flags().BoolVarP(&size, "size", "s", false, "show the sizes of containers' file systems")
 	}
 	return c
 }
 
-func (a *app) inspect(ctx context.Context, kind, format string, names []string) error {
+func (a *app) inspect(ctx context.Context, kind, format string, size bool, names []string) error {
 	found := []any{}
 	var failed []error
 	for _, name := range names {
-		v, err := a.inspectOne(ctx, kind, name)
+		v, err := a.inspectOne(ctx, kind, name, size)
 		if err != nil {
 			failed = append(failed, err)
 			continue
@@ -75,9 +77,16 @@ func (a *app) inspect(ctx context.Context, kind, format string, names []string) 
 	return errors.Join(failed...)
 }
 
-func (a *app) inspectOne(ctx context.Context, kind, name string) (any, error) {
+func (a *app) inspectOne(ctx context.Context, kind, name string, size bool) (any, error) {
+	if kind == "volume" {
+		v, ok, err := a.volumeInspect(name)
+		if err == nil && !ok {
+			err = fmt.Errorf("get %s: no such volume", name)
+		}
+		return v, err
+	}
 	if kind != "image" {
-		v, ok, err := a.containerInspect(ctx, name)
+		v, ok, err := a.containerInspect(name, size)
 		if err != nil || ok {
 			return v, err
 		}
@@ -92,6 +101,9 @@ func (a *app) inspectOne(ctx context.Context, kind, name string) (any, error) {
 	})
 	var missing *images.NotFoundError
 	if kind == "" && errors.As(err, &missing) {
+		if v, ok, err := a.volumeInspect(name); err != nil || ok {
+			return v, err
+		}
 		return nil, errors.New("No such object: " + name)
 	}
 	return v, err

@@ -60,6 +60,8 @@ type Config struct {
 	StopSignal string            `json:"stopSignal,omitempty"`
 	StopWait   int               `json:"stopTimeout"` // seconds; negative is for ever
 	Restart    Policy            `json:"restart,omitzero"`
+	Health     *Health           `json:"health,omitempty"` // nil is no check
+	Log        Log               `json:"log,omitzero"`
 
 	Terminal   bool `json:"tty,omitempty"`
 	Stdin      bool `json:"openStdin,omitempty"`

@@ -31,6 +31,7 @@ const (
 	doPause   = "pause"   // freeze it
 	doUnpause = "unpause" // thaw it
 	doExec    = "exec"    // a command that nobody watches
+	doChange  = "change"  // name, limits or policy
 )
 
 type request struct {
@@ -38,6 +39,14 @@ type request struct {
 	Stdin   bool             `json:"stdin,omitempty"`
 	Size    sandbox.Size     `json:"size,omitzero"`
 	Command *sandbox.Command `json:"command,omitempty"`
+	Changes *changes         `json:"changes,omitempty"`
+}
+
+// changes are what can change about a container while it runs.
+type changes struct {
+	Name    string         `json:"name"`
+	Limits  sandbox.Limits `json:"limits"`
+	Restart Policy         `json:"restart"`
 }
 
 type answer struct {
@@ -207,6 +216,8 @@ func (w *watch) serve(ctx context.Context, u *net.UnixConn) {
 		reply(k, w.setFrozen(false))
 	case doResize:
 		reply(k, w.resize(q.Size))
+	case doChange:
+		reply(k, w.change(q.Changes))
 	case doExec:
 		reply(k, w.exec(ctx, q.Command))
 	default:

@@ -5,17 +5,72 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
-	"io/fs"
-	"os"
+	"fmt"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/docker/go-units"
+	"kiln.build/runner/journal"
 )
 
-// maxLog is the size at which a log is put aside; the one put aside before
-// is dropped then.
-const maxLog = 32 << 20
+// Log says where a container's output is kept. The zero value is docker's
+// json-file form, bounded to two files of 32 MiB.
+type Log struct {
+	Driver  string `json:"driver,omitempty"`  // "none", or "" for json-file
+	MaxSize int64  `json:"maxSize,omitempty"` // bytes; negative is no bound
+	MaxFile int    `json:"maxFile,omitempty"`
+}
+
+// What a log is bounded to where the user says nothing. Docker does not bound
+// logs then, and fills disks.
+const (
+	maxLogSize = 32 << 20
+	maxLogFile = 2
+)
+
+// SetOption reads a value of --log-opt.
+func (l *Log) SetOption(s string) error {
+	key, value, _ := strings.Cut(s, "=")
+	switch key {
+	case "max-size":
+		if value == "-1" {
+			l.MaxSize = -1
+			return nil
+		}
+		n, err := units.RAMInBytes(value)
+		if err != nil || n <= 0 {
+			return fmt.Errorf("invalid max-size %q: must be a size such as 10m, or -1", value)
+		}
+		l.MaxSize = n
+	case "max-file":
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 {
+			return fmt.Errorf("invalid max-file %q: must be a number over zero", value)
+		}
+		l.MaxFile = n
+	default:
+		return fmt.Errorf("unknown log opt '%s' for json-file log driver", key)
+	}
+	return nil
+}
+
+// logFile is the file of the log.
+func (c *Container) logFile() journal.File {
+	j := journal.File{Path: filepath.Join(c.dir, "log"), Max: c.Log.MaxSize, Keep: c.Log.MaxFile}
+	if j.Max == 0 {
+		j.Max = maxLogSize
+	}
+	if j.Max < 0 {
+		j.Max = 0
+	}
+	if j.Keep == 0 {
+		j.Keep = maxLogFile
+	}
+	return j
+}
 
 // Line is an entry of a log: docker's json-file form.
 type Line struct {
@@ -24,58 +79,42 @@ type Line struct {
 	Time   time.Time `json:"time"`
 }
 
-// logger writes a container's log.
+// logger writes a container's log; a nil one drops it.
 type logger struct {
-	path string
-
-	mu   sync.Mutex
-	f    *os.File
-	size int64
+	mu sync.Mutex
+	w  *journal.Writer
 }
 
-func openLog(path string) (*logger, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
+func (c *Container) openLog() (*logger, error) {
+	if c.Log.Driver == "none" {
+		return nil, nil
 	}
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return &logger{path: path, f: f, size: size}, nil
+	w, err := c.logFile().Open()
+	return &logger{w: w}, err
 }
 
 func (l *logger) add(line Line) error {
-	data, err := json.Marshal(line)
-	if err != nil {
+	if l == nil {
+		return nil
+	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(line); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.size > maxLog {
-		if err := l.rotate(); err != nil {
-			return err
-		}
-	}
-	n, err := l.f.Write(append(data, '\n'))
-	l.size += int64(n)
+	_, err := l.w.Write(b.Bytes())
 	return err
 }
 
-func (l *logger) rotate() error {
-	if err := os.Rename(l.path, l.path+".1"); err != nil {
-		return err
+func (l *logger) close() error {
+	if l == nil {
+		return nil
 	}
-	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	err = l.f.Close()
-	l.f, l.size = f, 0
-	return err
+	return l.w.Close()
 }
-
-func (l *logger) close() error { return l.f.Close() }
 
 // maxLine is how much of a line without an end is kept in memory.
 const maxLine = 16 << 10
@@ -94,6 +133,7 @@ func (s *stream) Write(p []byte) (int, error) {
 		if i == 0 {
 			i = len(p)
 		}
+		i = min(i, maxLine-len(s.rest))
 		s.rest = append(s.rest, p[:i]...)
 		p = p[i:]
 		if s.rest[len(s.rest)-1] == '\n' || len(s.rest) >= maxLine {
@@ -122,90 +162,63 @@ type LogOptions struct {
 	Follow bool // wait for more until the container has ended
 }
 
+// errUntil ends the reading of a log.
+var errUntil = errors.New("past the time until which lines are wanted")
+
 // Logs calls f for the lines of the container's log.
 func (c *Container) Logs(ctx context.Context, o LogOptions, f func(Line) error) error {
-	var lines []Line
-	take := func(l Line) error {
-		if l.Time.Before(o.Since) || !o.Until.IsZero() && l.Time.After(o.Until) {
-			return nil
-		}
-		if o.Tail < 0 {
-			return f(l)
-		}
-		lines = append(lines, l)
-		if len(lines) > o.Tail {
-			lines = lines[1:]
-		}
-		return nil
+	if c.Log.Driver == "none" {
+		return errors.New("configured logging driver does not support reading")
 	}
-	path := filepath.Join(c.dir, "log")
-	if _, err := readLog(path+".1", 0, take); err != nil {
-		return err
-	}
-	at, err := readLog(path, 0, take)
-	if err != nil {
-		return err
-	}
-	for _, l := range lines {
-		if err := f(l); err != nil {
-			return err
-		}
-	}
-	o.Tail = -1
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for o.Follow {
-		st, err := c.State()
-		if err != nil {
-			return err
-		}
-		if fi, err := os.Stat(path); err == nil && fi.Size() < at {
-			at = 0 // put aside
-		}
-		if at, err = readLog(path, at, take); err != nil {
-			return err
-		}
-		if st.Status == Exited {
-			return nil // what was there when it had ended has been read
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-	return nil
-}
-
-// readLog reads whole lines from an offset on, and returns where it stopped.
-func readLog(path string, from int64, f func(Line) error) (int64, error) {
-	file, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return from, nil
-	}
-	if err != nil {
-		return from, err
-	}
-	defer file.Close()
-	if _, err := file.Seek(from, io.SeekStart); err != nil {
-		return from, err
-	}
-	data, err := io.ReadAll(file)
-	if err != nil {
-		return from, err
-	}
-	for {
-		i := bytes.IndexByte(data, '\n')
-		if i < 0 {
-			return from, nil
-		}
-		var l Line
-		if json.Unmarshal(data[:i], &l) == nil { // a torn line is skipped
+	var tail []Line // of what was there at first
+	waiting := o.Tail >= 0
+	show := func() error {
+		for _, l := range tail {
 			if err := f(l); err != nil {
-				return from, err
+				return err
 			}
 		}
-		data = data[i+1:]
-		from += int64(i + 1)
+		tail, waiting = nil, false
+		return nil
 	}
+	took := false
+	over := func() bool {
+		// Called before each reading, so the second time all that was there
+		// has been taken.
+		if took && waiting {
+			if show() != nil {
+				return true
+			}
+		}
+		took = true
+		if !o.Follow || !o.Until.IsZero() && time.Now().After(o.Until) {
+			return true
+		}
+		st, err := c.State()
+		return err != nil || !st.Status.Live()
+	}
+	err := c.logFile().Follow(ctx, over, func(text []byte) error {
+		var l Line
+		if json.Unmarshal(text, &l) != nil || l.Time.Before(o.Since) {
+			return nil // a torn line is skipped
+		}
+		if !o.Until.IsZero() && l.Time.After(o.Until) {
+			return errUntil
+		}
+		if !waiting {
+			return f(l)
+		}
+		if o.Tail == 0 {
+			return nil
+		}
+		if len(tail) == o.Tail {
+			tail = tail[1:]
+		}
+		tail = append(tail, l)
+		return nil
+	})
+	if err != nil && !errors.Is(err, errUntil) {
+		return err
+	}
+	return show()
 }

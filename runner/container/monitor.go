@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -87,6 +88,9 @@ func (m *Monitor) Run(ctx context.Context, c *Container) (code int, err error) {
 		}
 	}
 	if err := w.listen(ctx); err != nil {
+		return 0, &StartError{125, err}
+	}
+	if err := w.refresh(); err != nil {
 		return 0, &StartError{125, err}
 	}
 	code, err = w.live(ctx)
@@ -184,7 +188,9 @@ func (w *watch) again(code int, err error) bool {
 func (w *watch) ended(code int, err error, again bool) error {
 	w.stdin.set(nil)
 	w.code = code
-	return w.update(func(st *State) {
+	ran, oom, began := false, false, time.Time{}
+	failed := w.update(func(st *State) {
+		ran, oom, began = w.proc != nil, st.OOM, st.Started
 		w.proc = nil
 		st.Status, st.PID, st.IP, st.Gateway, st.Ports = Exited, 0, "", "", nil
 		st.ExitCode, st.Finished, st.Stopped = code, time.Now().UTC(), w.held
@@ -204,6 +210,20 @@ func (w *watch) ended(code int, err error, again bool) error {
 			st.Restarts++
 		}
 	})
+	if oom {
+		w.note("oom")
+	}
+	if ran {
+		w.note("die", "exitCode", strconv.Itoa(w.code), "execDuration", strconv.Itoa(int(time.Since(began).Seconds())))
+	}
+	return failed
+}
+
+// note writes an event of the container down.
+func (w *watch) note(action string, attributes ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.c.Note(action, attributes...)
 }
 
 // update changes the state, here and on disk.
@@ -245,7 +265,37 @@ func (w *watch) setFrozen(frozen bool) error {
 		return fmt.Errorf("%s container %s: %w", verb, w.c.Name, err)
 	}
 	w.st.Status = status
+	w.c.Note(string(verb))
 	return w.c.setState(w.st)
+}
+
+// refresh reads what was changed before the monitor could be told.
+func (w *watch) refresh() error {
+	now, err := open(w.c.dir)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.c.Name, w.c.Limits, w.c.Restart = now.Name, now.Limits, now.Restart
+	return nil
+}
+
+// change takes over what can change about a container that runs, or nothing
+// of it if the machine refuses.
+func (w *watch) change(to *changes) error {
+	if to == nil {
+		return errors.New("change: nothing is said")
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.proc != nil && to.Limits != w.c.Limits {
+		if err := w.proc.Group().Update(to.Limits); err != nil {
+			return fmt.Errorf("cannot update container %s: %w", w.c.ID, errors.Join(err, w.proc.Group().Update(w.c.Limits)))
+		}
+	}
+	w.c.Name, w.c.Limits, w.c.Restart = to.Name, to.Limits, to.Restart
+	return nil
 }
 
 // resize changes the size of the terminal, of this run and the next.

@@ -47,8 +47,10 @@ func (c *Container) remove(volumes bool) error {
 	for _, b := range c.Binds {
 		if volumes && b.Anonymous {
 			errs = append(errs, os.RemoveAll(filepath.Dir(b.Source)))
+			c.set().Note("volume", "destroy", b.Volume, "driver", "local")
 		}
 	}
+	c.Note("destroy")
 	return errors.Join(append(errs, removeAll(gone))...)
 }
 

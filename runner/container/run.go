@@ -50,10 +50,20 @@ func (w *watch) once(ctx context.Context) (int, error) {
 	err = w.update(func(st *State) { r.running(st, p) })
 	if err != nil {
 		_ = p.Kill()
-	} else if first && w.m.Started != nil {
-		w.m.Started(p)
+	} else {
+		w.note("start")
+		if first && w.m.Started != nil {
+			w.m.Started(p)
+		}
+	}
+	checking, done := context.WithCancel(ctx)
+	var checks sync.WaitGroup
+	if w.c.Health != nil {
+		checks.Go(func() { r.check(checking, p) })
 	}
 	status, waitErr := p.Wait()
+	done()
+	checks.Wait()
 	r.copies.Wait()
 	w.mu.Lock()
 	w.st.OOM = status.OOMKilled
@@ -70,6 +80,9 @@ func (r *run) running(st *State, p *sandbox.Process) {
 	st.Status, st.PID, st.Started, st.Finished = Running, p.PID(), time.Now().UTC(), time.Time{}
 	st.IP, st.Gateway, st.Ports = r.endpoint.IP, r.endpoint.Gateway, r.endpoint.Ports
 	st.Error, st.ExitCode, st.OOM = "", 0, false
+	if st.Health = nil; r.c.Health != nil {
+		st.Health = &HealthState{Status: Starting}
+	}
 	for _, s := range p.Created() {
 		if !slices.Contains(st.Stubs, s) {
 			st.Stubs = append(st.Stubs, s)
@@ -106,7 +119,7 @@ func (r *run) prepare(ctx context.Context) error {
 			return r.writeHosts()
 		}
 	}
-	if r.log, err = openLog(r.c.LogPath()); err != nil {
+	if r.log, err = r.c.openLog(); err != nil {
 		return err
 	}
 	r.onClose(r.log.close)

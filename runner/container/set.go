@@ -62,6 +62,7 @@ func (s Set) Create(ctx context.Context, c Config) (*Container, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create container: %w", err), os.RemoveAll(tmp))
 	}
+	k.Note("create")
 	return k, nil
 }
 
@@ -82,8 +83,52 @@ func (s Set) Rename(ctx context.Context, c *Container, name string) error {
 	if name, err = s.freeName(name); err != nil {
 		return err
 	}
-	c.Name = name
-	return writeJSON(filepath.Join(c.dir, "config.json"), c.Config)
+	old := c.Name
+	if err := c.apply(ctx, func(c *Config) { c.Name = name }); err != nil {
+		return err
+	}
+	c.Note("rename", "oldName", "/"+old)
+	return nil
+}
+
+// Update changes limits and restart policy of a container, at once if it
+// runs. Nothing is changed if the machine refuses.
+func (s Set) Update(ctx context.Context, c *Container, f func(*Config)) error {
+	names, err := s.lockNames(ctx)
+	if err != nil {
+		return err
+	}
+	defer names.unlock()
+	if err := c.apply(ctx, f); err != nil {
+		return err
+	}
+	c.Note("update")
+	return nil
+}
+
+// apply changes what can change about a container. The caller holds the lock of names, which is that of configs, too.
+func (c *Container) apply(ctx context.Context, f func(*Config)) error {
+	now, err := open(c.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &NotFoundError{c.Name}
+	}
+	if err != nil {
+		return err
+	}
+	file, old := filepath.Join(c.dir, "config.json"), now.Config
+	f(&now.Config)
+	// Written first: a monitor that does not answer yet reads it once it does.
+	if err := writeJSON(file, now.Config); err != nil {
+		return err
+	}
+	if locked(c.lockPath()) {
+		err := c.ask(ctx, request{Do: doChange, Changes: &changes{now.Name, now.Limits, now.Restart}}, nil)
+		if err := ignoreEnded(err); err != nil {
+			return errors.Join(err, writeJSON(file, old))
+		}
+	}
+	c.Config = now.Config
+	return nil
 }
 
 // lockNames is held while a name is given.
@@ -142,6 +187,15 @@ func (s Set) List() ([]*Container, error) {
 	}
 	slices.SortFunc(all, func(a, b *Container) int { return b.Created.Compare(a.Created) })
 	return all, nil
+}
+
+// Open returns the container of a whole ID.
+func (s Set) Open(id string) (*Container, error) {
+	c, err := open(filepath.Join(s.Dir, filepath.Base(id)))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = &NotFoundError{id}
+	}
+	return c, err
 }
 
 func open(dir string) (*Container, error) {

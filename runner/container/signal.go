@@ -67,9 +67,14 @@ func (c *Container) signal(s unix.Signal) error {
 	if now, err := c.State(); err != nil || now.PID != st.PID || !now.Started.Equal(st.Started) {
 		return err
 	}
-	if err := unix.PidfdSendSignal(fd, s, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	err = unix.PidfdSendSignal(fd, s, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("send signal %d to container %s: %w", s, c.Name, err)
 	}
+	c.Note("kill", "signal", strconv.Itoa(int(s)))
 	return nil
 }
 
@@ -112,10 +117,13 @@ func (c *Container) Stop(ctx context.Context, seconds *int) error {
 		waiting, cancel = context.WithTimeout(ctx, time.Duration(wait)*time.Second)
 		defer cancel()
 	}
-	if _, err := c.Wait(waiting); err == nil || ctx.Err() != nil || waiting.Err() == nil {
-		return ignoreEnded(err)
+	if _, err = c.Wait(waiting); err != nil && ctx.Err() == nil && waiting.Err() != nil {
+		err = c.end(ctx, unix.SIGKILL)
 	}
-	return ignoreEnded(c.end(ctx, unix.SIGKILL))
+	if err = ignoreEnded(err); err == nil {
+		c.Note("stop")
+	}
+	return err
 }
 
 // terminate has the monitor not start the container again, and sends the

@@ -19,7 +19,7 @@ import (
 func (r *run) makeSpec(ctx context.Context) error {
 	c := r.c
 	r.mu.Lock()
-	size := r.m.Size
+	size, limits := r.m.Size, c.Limits
 	r.mu.Unlock()
 	cmd, err := c.Command(r.root, CommandOptions{Args: c.Args, Env: c.Env, Cwd: c.Cwd, User: c.User, Terminal: c.Terminal, Size: size})
 	if err != nil {
@@ -28,7 +28,7 @@ func (r *run) makeSpec(ctx context.Context) error {
 	cmd.Rlimits, cmd.OOMScoreAdj = c.Rlimits, c.OOM
 	r.spec = sandbox.Spec{
 		Command: cmd, Root: r.root, ReadonlyRoot: c.ReadOnly, Hostname: c.Hostname, ShmSize: c.ShmSize,
-		Limits: c.Limits, Init: c.Init, Accounting: true, Devices: c.Devices, Sysctls: c.Sysctls,
+		Limits: limits, Init: c.Init, Accounting: true, Devices: c.Devices, Sysctls: c.Sysctls,
 	}
 	emulator, err := binfmt.Find(c.Platform)
 	if err != nil {

@@ -44,6 +44,8 @@ type State struct {
 	Gateway  string    `json:"gateway,omitempty"`
 	Ports    []Port    `json:"ports,omitempty"`       // with the host's ports filled in
 	Stubs    []string  `json:"mountPoints,omitempty"` // made in the root for lack of them
+
+	Health *HealthState `json:"health,omitempty"` // nil where it is not checked
 }
 
 // Verb is something that is asked of a container.

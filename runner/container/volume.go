@@ -3,22 +3,34 @@ package container
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Volume is a folder that outlives containers: volumes/NAME/_data beside the
-// containers' folder. An anonymous one has 64 hexadecimal digits for a name.
+// containers' folder, with volume.json next to _data.
+// An anonymous one has 64 hexadecimal digits for a name.
 type Volume struct {
 	Name      string
 	Dir       string
 	Anonymous bool
+	Created   time.Time
+	Labels    map[string]string
+}
+
+// volumeFile is the form of volume.json.
+type volumeFile struct {
+	Version int               `json:"version"`
+	Created time.Time         `json:"created"`
+	Labels  map[string]string `json:"labels,omitempty"`
 }
 
 // Errors about volumes, for those who branch on them.
@@ -30,14 +42,31 @@ var (
 func (s Set) volumes() string { return filepath.Join(filepath.Dir(s.Dir), "volumes") }
 
 // VolumeDir makes the folder of a volume, if need be, and returns it.
-func (s Set) VolumeDir(name string) (string, error) {
+func (s Set) VolumeDir(name string) (string, error) { return s.CreateVolume(name, nil) }
+
+// CreateVolume is VolumeDir for a volume with labels. Those of one that is
+// there already stay as they are.
+func (s Set) CreateVolume(name string, labels map[string]string) (string, error) {
 	if !validName.MatchString(name) {
 		return "", fmt.Errorf("%q includes invalid characters for a local volume name, only %q are allowed: to name a folder of this machine, use its absolute path", name, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
 	}
 	dir := filepath.Join(s.volumes(), name, "_data")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("make volume %s: %w", name, err)
+	if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
+		return dir, nil
 	}
+	fail := func(err error) (string, error) { return "", fmt.Errorf("make volume %s: %w", name, err) }
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return fail(err)
+	}
+	if err := writeJSON(filepath.Join(s.volumes(), name, "volume.json"), volumeFile{version, time.Now().UTC(), labels}); err != nil {
+		return fail(err)
+	}
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
+		return dir, nil
+	} else if err != nil {
+		return fail(err)
+	}
+	s.Note("volume", "create", name, "driver", "local")
 	return dir, nil
 }
 
@@ -49,12 +78,55 @@ func (s Set) Volumes() ([]Volume, error) {
 	}
 	var all []Volume
 	for _, d := range dirs {
-		if name := d.Name(); validName.MatchString(name) {
-			_, err := hex.DecodeString(name)
-			all = append(all, Volume{name, filepath.Join(s.volumes(), name, "_data"), err == nil && len(name) == 64})
+		v, err := s.Volume(d.Name())
+		if errors.Is(err, ErrNoVolume) {
+			continue
 		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, v)
 	}
 	return all, nil
+}
+
+// Volume returns the volume of a name.
+func (s Set) Volume(name string) (Volume, error) {
+	v := Volume{Name: name, Dir: filepath.Join(s.volumes(), name, "_data")}
+	fi, err := os.Stat(v.Dir)
+	if !validName.MatchString(name) || errors.Is(err, fs.ErrNotExist) {
+		return v, fmt.Errorf("%w: %s", ErrNoVolume, name)
+	}
+	if err != nil {
+		return v, err
+	}
+	v.Created = fi.ModTime()
+	_, err = hex.DecodeString(name)
+	v.Anonymous = err == nil && len(name) == 64
+	data, err := os.ReadFile(filepath.Join(filepath.Dir(v.Dir), "volume.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, nil
+	}
+	var f volumeFile
+	if err == nil {
+		err = json.Unmarshal(data, &f)
+	}
+	if err != nil {
+		return v, fmt.Errorf("volume %s: %w", name, err)
+	}
+	v.Created, v.Labels = f.Created, f.Labels
+	return v, nil
+}
+
+// VolumeUsers are the containers that have a volume.
+func VolumeUsers(all []*Container, name string) []*Container {
+	var users []*Container
+	for _, c := range all {
+		if slices.ContainsFunc(c.Binds, func(b Bind) bool { return b.Volume == name }) {
+			users = append(users, c)
+		}
+	}
+	return users
 }
 
 // RemoveVolume removes a volume that no container has.
@@ -67,20 +139,22 @@ func (s Set) RemoveVolume(ctx context.Context, name string) error {
 		return err
 	}
 	defer names.unlock()
-	dir := filepath.Join(s.volumes(), name)
-	if _, err := os.Stat(filepath.Join(dir, "_data")); err != nil || !validName.MatchString(name) {
-		return fmt.Errorf("%w: %s", ErrNoVolume, name)
+	v, err := s.Volume(name)
+	if err != nil {
+		return err
 	}
 	all, err := s.List()
 	if err != nil {
 		return err
 	}
-	for _, c := range all {
-		if slices.ContainsFunc(c.Binds, func(b Bind) bool { return b.Volume == name }) {
-			return fmt.Errorf("remove %s: %w - [%s]", name, ErrVolumeInUse, c.ID)
-		}
+	if users := VolumeUsers(all, name); len(users) > 0 {
+		return fmt.Errorf("remove %s: %w - [%s]", name, ErrVolumeInUse, users[0].ID)
 	}
-	return os.RemoveAll(dir)
+	if err := os.RemoveAll(filepath.Dir(v.Dir)); err != nil {
+		return err
+	}
+	s.Note("volume", "destroy", name, "driver", "local")
+	return nil
 }
 
 // Size is what the volume's files take, in bytes.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
@@ -40,16 +41,21 @@ func (g *Group) limit1(controller string, l *Limits) error {
 	add := func(name, value string) { files = append(files, file{name: name, value: value}) }
 	switch controller {
 	case "memory":
+		const both = "memory.memsw.limit_in_bytes"
 		if l.Memory > 0 {
 			add("memory.limit_in_bytes", num(l.Memory))
-		}
-		if l.MemoryReservation > 0 {
-			add("memory.soft_limit_in_bytes", num(l.MemoryReservation))
 		}
 		if swap := l.swap(); swap != 0 {
 			// Without swap accounting in the kernel there is no such file,
 			// which matters only to those who set it.
-			files = append(files, file{"memory.memsw.limit_in_bytes", num(swap), l.MemorySwap == 0})
+			files = append(files, file{both, num(swap), l.MemorySwap == 0})
+			if l.Memory > number(filepath.Join(g.V1["memory"], both)) {
+				// The limit on both is never below that on memory.
+				slices.Reverse(files)
+			}
+		}
+		if l.MemoryReservation > 0 {
+			add("memory.soft_limit_in_bytes", num(l.MemoryReservation))
 		}
 	case "cpu":
 		if l.CPUShares > 0 {
