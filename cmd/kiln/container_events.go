@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"kiln.build/cache/registry"
+	"kiln.build/exporter/images"
 	"kiln.build/runner/container"
 )
 
@@ -48,6 +51,33 @@ thousand events or so are kept.`,
 	c.Flags().StringArrayVarP(&filters, "filter", "f", nil, "container, event, image, label, network, scope, type, volume =VALUE (repeatable)")
 	c.Flags().StringVar(&format, "format", "", "print as: json, or a Go template")
 	return c
+}
+
+// noteImage writes an event of an image down.
+func noteImage(ctx context.Context, s *images.Store, action, name string) {
+	id := name
+	if found, err := s.Find(ctx, name); err == nil && found.ID != "" {
+		id = string(found.ID)
+	}
+	if ref, err := registry.ParseReference(name); err == nil && id != name {
+		name = ref.Familiar()
+	}
+	containers(s.Cache).Note("image", action, id, "name", name)
+}
+
+// noteRemoved writes down that an image lost names, and is gone with the last.
+func noteRemoved(s *images.Store, r images.Removed) {
+	set := containers(s.Cache)
+	for _, n := range r.Untagged {
+		id := string(r.Deleted)
+		if id == "" {
+			id = n
+		}
+		set.Note("image", "untag", id, "name", images.Familiar(n))
+	}
+	if r.Deleted != "" {
+		set.Note("image", "delete", string(r.Deleted), "name", string(r.Deleted))
+	}
 }
 
 // eventFormat returns what prints an event.

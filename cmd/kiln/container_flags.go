@@ -276,8 +276,15 @@ func (f *runFlags) applyRights(c *container.Config) error {
 		c.Devices = append(c.Devices, device)
 	}
 	var err error
-	c.Sysctls, err = args("--sysctl", f.sysctls, nil)
-	return err
+	if c.Sysctls, err = args("--sysctl", f.sysctls, nil); err != nil {
+		return err
+	}
+	for name := range c.Sysctls {
+		if !sandbox.OwnSysctl(name) {
+			return fmt.Errorf("--sysctl=%s: sysctl '%s' is not of a container's own namespaces", name, name)
+		}
+	}
+	return nil
 }
 
 func applySecurity(c *container.Config, s string) error {

@@ -144,9 +144,10 @@ func volumeFilter(filters []string, users []*container.Container) (func(containe
 			t = func(v container.Volume) bool { return strings.Contains(v.Name, value) }
 		case "label", "label!":
 			name, want, has := strings.Cut(value, "=")
+			wanted := key == "label"
 			t = func(v container.Volume) bool {
 				got, ok := v.Labels[name]
-				return (ok && (!has || got == want)) == (key == "label")
+				return (ok && (!has || got == want)) == wanted
 			}
 			key = f
 		default:

@@ -74,6 +74,16 @@ func printEach[T any](w io.Writer, t *template.Template, rows []T) error {
 	return nil
 }
 
+// headerRow are the names of columns, by field.
+type headerRow map[string]string
+
+// Label is the name of a label's column: the last part of the label's, as in
+// docker.
+func (headerRow) Label(name string) string {
+	parts := strings.Split(name, ".")
+	return strings.NewReplacer("-", " ", "_", " ").Replace(parts[len(parts)-1])
+}
+
 // header prints a template with the names of its columns.
 func header(w io.Writer, text string, headers map[string]string) error {
 	same := func(v string, _ ...any) string { return v }
@@ -84,7 +94,7 @@ func header(w io.Writer, text string, headers map[string]string) error {
 		return fmt.Errorf("--format: %w", err)
 	}
 	var b bytes.Buffer
-	if err := t.Execute(&b, headers); err != nil {
+	if err := t.Execute(&b, headerRow(headers)); err != nil {
 		return fmt.Errorf("--format: %w", err)
 	}
 	_, err = fmt.Fprintln(w, b.String())

@@ -76,6 +76,7 @@ func (a *app) load(ctx context.Context, s *images.Store, input string) error {
 		return err
 	}
 	for _, l := range loaded {
+		noteImage(ctx, s, "load", string(l.ID))
 		for _, n := range l.Names {
 			fmt.Fprintln(a.stdout, "Loaded image: "+images.Familiar(n))
 		}
@@ -162,6 +163,11 @@ func (a *app) importImage(ctx context.Context, source string, o images.ImportOpt
 		if err != nil {
 			return err
 		}
+		name := o.Name
+		if name == "" {
+			name = string(id)
+		}
+		noteImage(ctx, s, "import", name)
 		return writeLines(a.stdout, string(id))
 	})
 }

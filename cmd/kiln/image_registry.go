@@ -67,6 +67,7 @@ func (a *app) pull(ctx context.Context, s *images.Store, typed string, ref regis
 	if err != nil {
 		return err
 	}
+	noteImage(ctx, s, "pull", ref.String())
 	if quiet {
 		return writeLines(a.stdout, ref.String())
 	}
@@ -143,6 +144,7 @@ func (a *app) push(ctx context.Context, s *images.Store, name string, all, quiet
 		if err != nil {
 			return err
 		}
+		noteImage(ctx, s, "push", r.String())
 		line := r.String()
 		if !quiet {
 			line = fmt.Sprintf("%s: digest: %s size: %d", r.Tag, done.Descriptor.Digest, done.Descriptor.Size)

@@ -21,7 +21,13 @@ func (a *app) tagCommand() *cobra.Command {
 		Example: "  kiln tag hello registry.example.com/team/hello:1.2\n  kiln tag 3f1c0a hello:old",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.withImages(func(s *images.Store) error { return s.Tag(c.Context(), args[0], args[1]) })
+			return a.withImages(func(s *images.Store) error {
+				if err := s.Tag(c.Context(), args[0], args[1]); err != nil {
+					return err
+				}
+				noteImage(c.Context(), s, "tag", args[1])
+				return nil
+			})
 		},
 	}
 }
@@ -58,6 +64,7 @@ func (a *app) removeImages(ctx context.Context, s *images.Store, names []string,
 			failed = append(failed, err)
 			continue
 		}
+		noteRemoved(s, done)
 		if err := a.printRemoved(done); err != nil {
 			return err
 		}
@@ -143,6 +150,7 @@ func (a *app) pruneImages(ctx context.Context, s *images.Store, all bool, filter
 		fmt.Fprintln(a.stdout, "Deleted Images:")
 	}
 	for _, r := range done {
+		noteRemoved(s, r)
 		if err := a.printRemoved(r); err != nil {
 			return err
 		}

@@ -52,6 +52,13 @@ func testInit() error {
 //	registry [USER PW]  starts an empty registry; its address is $REGISTRY
 //	touch FILE...       gives files the time that it is now
 //	resize FILE TEXT    writes a line of text and keeps the file's time
+//	status N kiln ...   runs kiln and wants this exit status
+//	eventually kiln ... runs kiln until it prints something
+//
+// of container_test.go, as well as
+//
+//	logsizes NAME N MAX  wants a container's log to be N files of MAX bytes
+//	killmonitors NAME... kills monitors, as a loss of power would
 //
 // and the conditions root, userns and net, the last for scripts that need
 // Debian's mirrors.
@@ -81,6 +88,11 @@ func TestScripts(t *testing.T) {
 			"registry": scriptRegistry,
 			"touch":    scriptTouch,
 			"resize":   scriptResize,
+
+			"status":       scriptStatus,
+			"eventually":   scriptEventually,
+			"logsizes":     scriptLogSizes,
+			"killmonitors": scriptKillMonitors,
 		},
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -118,6 +119,30 @@ func (c *Container) liveRoot(st State) *os.File {
 		return nil
 	}
 	return f
+}
+
+// makeDir makes a directory inside of a root, and those above it, where they
+// are missing.
+func makeDir(root *os.File, p string) error {
+	f, err := openIn(root, p, unix.O_PATH)
+	if err == nil {
+		return f.Close() // what it is will be seen by who uses it
+	}
+	if p = path.Clean("/" + p); !errors.Is(err, fs.ErrNotExist) || p == "/" {
+		return err
+	}
+	if err := makeDir(root, path.Dir(p)); err != nil {
+		return err
+	}
+	parent, err := openIn(root, path.Dir(p), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if err := unix.Mkdirat(int(parent.Fd()), path.Base(p), 0o755); err != nil && err != unix.EEXIST {
+		return &os.PathError{Op: "mkdir", Path: p, Err: err}
+	}
+	return nil
 }
 
 // openIn opens a path inside of a root; links lead nowhere else.

@@ -25,6 +25,9 @@ func (r *run) makeSpec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := makeDir(r.root, c.Cwd); err != nil {
+		return fmt.Errorf("make the working directory: %w", err)
+	}
 	cmd.Rlimits, cmd.OOMScoreAdj = c.Rlimits, c.OOM
 	r.spec = sandbox.Spec{
 		Command: cmd, Root: r.root, ReadonlyRoot: c.ReadOnly, Hostname: c.Hostname, ShmSize: c.ShmSize,

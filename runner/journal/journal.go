@@ -199,7 +199,8 @@ func (j File) Follow(ctx context.Context, over func() bool, f func(line []byte) 
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil
+			// Once more, for what was added before.
+			over = func() bool { return true }
 		}
 	}
 }

@@ -281,6 +281,13 @@ var ipcSysctls = []string{
 	"kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
 }
 
+// OwnSysctl reports whether a setting belongs to a namespace that a sandbox
+// can have for its own.
+func OwnSysctl(name string) bool {
+	_, err := sysctlPath(name, &Spec{})
+	return err == nil
+}
+
 // sysctlPath returns the path of name below /proc/sys, for names that change
 // nothing outside of the sandbox.
 func sysctlPath(name string, s *Spec) (string, error) {
