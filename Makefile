@@ -20,7 +20,7 @@ MODULES   := . examples/toolbox
 TESTFLAGS ?=
 FUZZTIME  ?= 20s
 
-.PHONY: all kiln init test lint demo bench fuzz soak update cross install clean toolbox help
+.PHONY: all kiln init test conformance lint demo bench fuzz soak update cross install clean toolbox help
 
 all: kiln
 
@@ -41,6 +41,9 @@ endif
 	@for m in $(MODULES); do \
 		(cd $$m && GORACE=atexit_sleep_ms=0 CGO_ENABLED=$(if $(RACE),1,0) $(GO) test $(RACE) -timeout 20m $(TESTFLAGS) ./...) || failed=1; \
 	done; test -z "$$failed"
+
+conformance: ## Dockerfiles that must give BuildKit's images; with BUILDKIT_HOST both build
+	@$(GO) test ./frontend/dockerfile/conformance -count 1 $(TESTFLAGS)
 
 lint: ## gofmt, vet, staticcheck
 	@bad=$$(gofmt -l .); test -z "$$bad" || { echo "not formatted:"; echo "$$bad"; exit 1; }
@@ -77,4 +80,4 @@ clean:
 	@rm -rf bin $(INIT)
 
 help:
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-9s %s\n' "$$a" "$$b"; done
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-11s %s\n' "$$a" "$$b"; done
