@@ -21,6 +21,11 @@ type Solver struct {
 	// Jobs is how many actions may run at a time; zero means one.
 	Jobs int
 
+	// Place, if set, is called for a place among the jobs of all processes
+	// that share a machine before an action that does more than look is
+	// performed. It waits.
+	Place func(context.Context) (release func(), err error)
+
 	// Why, if set, is asked for the reason of every action that is about to
 	// be performed under a name, for the Started event. All that the
 	// evaluation depends on is solved. It is called from many goroutines.
@@ -387,6 +392,16 @@ func (r *run) perform(ctx context.Context, e *Evaluation, a *Action) (Result, er
 		return Result{}, context.Cause(ctx)
 	}
 	defer r.slots.Release(1)
+	if _, looks := a.Op.(Looker); !looks && r.solver.Place != nil {
+		release, err := r.solver.Place(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return Result{}, context.Cause(ctx)
+			}
+			return Result{}, fmt.Errorf("wait for a place among the jobs: %w", err)
+		}
+		defer release()
+	}
 	e.Reason = r.why(e)
 	e.Started = a.emit(Event{Kind: Started, Name: e.Reason})
 	res, err := r.solver.Runner.Run(ctx, a)

@@ -426,6 +426,7 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 		return nil, warnings, err
 	}
 	s := &solver.Solver{Cache: b.store, Runner: b.runner, Events: b.display, Jobs: jobs, Why: why.Why, Dry: b.flags.dryRun}
+	s.Place = func(ctx context.Context) (func(), error) { return b.store.Job(ctx, jobs) }
 	graph, err := s.Evaluate(ctx, targets...)
 	b.remember(why, graph, err)
 	if err != nil || b.flags.dryRun {

@@ -99,7 +99,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.push, "push", false, "push the image to its registry: --output type=registry")
 	fs.BoolVar(&f.load, "load", false, "keep the image in the local store (the default)")
 	fs.StringVar(&f.progress, "progress", envOr("BUILDKIT_PROGRESS", "auto"), "auto, plain, tty, quiet or none")
-	fs.IntVar(&f.jobs, "jobs", 0, "how many steps may run at a time (default four for each processor, at least eight)")
+	fs.IntVar(&f.jobs, "jobs", 0, "how many steps may run at a time, in all builds on this store together (default four for each processor, at least eight)")
 	fs.StringVar(&f.contextModes, "context-modes", envOr("KILN_CONTEXT_MODES", "exact"), "modes of context files: exact, or git (the executable bit alone)")
 	fs.StringVar(&f.sourceDateTime, "source-date-epoch", "", "newest time in the image, in seconds (default SOURCE_DATE_EPOCH)")
 }
