@@ -50,7 +50,8 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 		return solver.Result{}, err
 	}
 	defer draft.Discard()
-	t, err := p.write(ctx, draft.FS)
+	last := r.lastLayer(ctx, a, len(p.entries))
+	t, err := p.write(ctx, draft.FS, last)
 	if err != nil {
 		return solver.Result{}, err
 	}
@@ -58,6 +59,7 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 	if err != nil {
 		return solver.Result{}, err
 	}
+	last.replace(l.Digest)
 	return stack([]solver.Layer{l}), nil
 }
 
@@ -186,7 +188,8 @@ func parent(p string) string {
 }
 
 // write makes the planned tree below dir, which is empty, and returns it.
-func (p *plan) write(ctx context.Context, dir string) (*tree.Tree, error) {
+// Files that the last layer of its kind has are linked from there.
+func (p *plan) write(ctx context.Context, dir string, last *lastLayer) (*tree.Tree, error) {
 	t := &tree.Tree{Entries: make([]tree.Entry, 0, len(p.entries))}
 	for _, e := range p.entries {
 		t.Entries = append(t.Entries, e.Entry)
@@ -204,7 +207,12 @@ func (p *plan) write(ctx context.Context, dir string) (*tree.Tree, error) {
 		at := filepath.Join(dir, e.Path)
 		if e.Type == tree.File && e.Hardlink == "" {
 			from := p.entries[e.Path]
-			g.Go(func() error { return copyFile(gctx, at, e, from) })
+			g.Go(func() error {
+				if last.link(e, at) {
+					return nil
+				}
+				return copyFile(gctx, at, e, from)
+			})
 			continue
 		}
 		if err = makeNode(at, e); err != nil {
@@ -241,7 +249,7 @@ func (p *plan) unpack(ctx context.Context, dir string, t *tree.Tree) (*tree.Tree
 			var err error
 			rest := *p
 			rest.archives = nil
-			if t, err = rest.write(ctx, dir); err != nil {
+			if t, err = rest.write(ctx, dir, nil); err != nil {
 				return nil, err
 			}
 		}
@@ -358,7 +366,7 @@ func copyFile(ctx context.Context, at string, e *tree.Entry, from *planned) erro
 		}
 	}
 	defer src.Close()
-	dst, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	dst, err := openRaw(at, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
@@ -368,6 +376,9 @@ func copyFile(ctx context.Context, at string, e *tree.Entry, from *planned) erro
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	_, err = io.CopyBuffer(onlyWriter{io.MultiWriter(dst, h)}, onlyReader{src}, *buf)
+	if err == nil {
+		err = dst.setAttributes(e.UID, e.GID, e.Mode, e.Xattrs, e.Mtime)
+	}
 	if err := errors.Join(err, dst.Close()); err != nil {
 		return fmt.Errorf("copy %q: %w", "/"+sourceOf(from.from), err)
 	}
@@ -375,7 +386,7 @@ func copyFile(ctx context.Context, at string, e *tree.Entry, from *planned) erro
 	if got := digest.NewDigestFromBytes(digest.SHA256, h.Sum(sum[:0])); got != e.Digest {
 		return fmt.Errorf("%q changed while the build was running: run it again", "/"+sourceOf(from.from))
 	}
-	return setAttributes(at, e)
+	return nil
 }
 
 // onlyReader and onlyWriter hide the short cuts that io.Copy would take
@@ -398,7 +409,7 @@ func (r *Runner) mkdir(ctx context.Context, a *solver.Action) (solver.Result, er
 		return solver.Result{}, err
 	}
 	defer draft.Discard()
-	t, err := p.write(ctx, draft.FS)
+	t, err := p.write(ctx, draft.FS, nil)
 	if err != nil {
 		return solver.Result{}, err
 	}

@@ -211,7 +211,7 @@ func (x *execution) materialise(ctx context.Context, s *selection) (solver.Layer
 		return solver.Layer{}, err
 	}
 	defer draft.Discard()
-	t, err := p.write(ctx, draft.FS)
+	t, err := p.write(ctx, draft.FS, nil)
 	if err != nil {
 		return solver.Layer{}, err
 	}
@@ -256,7 +256,7 @@ func (x *execution) fill(ctx context.Context, dir string, layers []solver.Layer,
 		e.Source = ""
 		p.entries[e.Path] = &planned{Entry: e, from: &t.Entries[i], sel: s}
 	}
-	_, err = p.write(ctx, dir)
+	_, err = p.write(ctx, dir, nil)
 	return err
 }
 

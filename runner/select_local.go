@@ -124,28 +124,32 @@ func changed(err error) bool {
 // open opens a selected file: no link is followed any more, and nothing
 // outside the directory can be reached.
 func (c *localContext) open(e *tree.Entry) (io.ReadCloser, error) {
-	f, err := c.openat(sourceOf(e), unix.O_RDONLY)
+	fd, err := c.openFD(sourceOf(e), unix.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("%q in %s: %w", "/"+sourceOf(e), c.name, err)
 	}
-	return f, nil
+	return &rawFile{fd, sourceOf(e)}, nil
 }
 
 func (c *localContext) openat(p string, flags uint64) (*os.File, error) {
+	fd, err := c.openFD(p, flags)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), p), nil
+}
+
+func (c *localContext) openFD(p string, flags uint64) (int, error) {
 	if p == "" {
 		p = "."
 	}
 	if flags&unix.O_PATH == 0 {
 		flags |= unix.O_NONBLOCK // a fifo must not hold the build up
 	}
-	fd, err := unix.Openat2(int(c.dir.Fd()), p, &unix.OpenHow{
+	return unix.Openat2(int(c.dir.Fd()), p, &unix.OpenHow{
 		Flags:   flags | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), p), nil
 }
 
 // localPlace finds files below a directory.

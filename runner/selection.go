@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -60,7 +59,7 @@ func (l *layerFiles) open(e *tree.Entry) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("/%s is no longer in the stage", p)
 	}
 	// In its own layer the path has no links: the layer's listing says so.
-	return os.OpenFile(filepath.Join(l.dirs[at], p), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	return openRaw(filepath.Join(l.dirs[at], p), unix.O_RDONLY|unix.O_NOFOLLOW, 0)
 }
 
 // keep remembers a selection for the vertices of this build that use it.
