@@ -310,6 +310,10 @@ func (r *run) solve(ctx context.Context, n *node) error {
 // key: what it looks at is not in its key.
 func (r *run) share(ctx context.Context, e *Evaluation, a *Action) (Result, error) {
 	if e.Vertex.Volatile {
+		if !known(e.Using...) {
+			e.State = WouldRun
+			return Result{}, nil
+		}
 		return r.perform(ctx, e, a)
 	}
 	r.mu.Lock()

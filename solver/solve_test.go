@@ -314,14 +314,140 @@ func TestRandomGraphs(t *testing.T) {
 			if (err != nil) != (wantErr != nil) || err == nil && outs[0].Digest != want.Digest {
 				t.Fatalf("seed %d round %d: got %v, %v; want %v, %v", seed, round, outs, err, want, wantErr)
 			}
+			cancelled(t, c, target, rnd.Intn(6), want)
 			for k := range c.kept { // forget some
 				if rnd.Intn(3) == 0 {
 					delete(c.kept, k)
 				}
 			}
+			checkDryRun(t, c, target, want, wantErr)
 		}
 	}
 }
+
+// cancelled solves while the context is cancelled as the n-th action runs.
+func cancelled(t *testing.T, c Cache, target *Vertex, n int, want Output) {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	stop := errors.New("stop")
+	var begun, running atomic.Int64
+	s := &Solver{Cache: c, Jobs: 3, Runner: &fakeRunner{hold: func(ctx context.Context, _ *Action) error {
+		running.Add(1)
+		defer running.Add(-1)
+		if begun.Add(1) == int64(n) {
+			cancel(stop)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}}}
+	outs, err := s.Solve(ctx, target)
+	if running.Load() != 0 {
+		t.Fatal("actions run after Solve has returned")
+	}
+	switch {
+	case err == nil && outs[0].Digest != want.Digest:
+		t.Fatalf("a solve that was cancelled late gave %v, want %v", outs, want)
+	case err != nil && !errors.Is(err, stop) && !errors.Is(err, errForced):
+		t.Fatalf("a cancelled solve: %v", err)
+	}
+}
+
+// checkDryRun checks that a dry run performs only what is looked at anew, that
+// its outputs are right, and that it says what a solve would run.
+func checkDryRun(t *testing.T, c *fakeCache, target *Vertex, want Output, wantErr error) {
+	t.Helper()
+	r := &fakeRunner{hold: func(_ context.Context, a *Action) error {
+		if !a.vertex.Volatile {
+			t.Errorf("a dry run performed %q", a.Description)
+		}
+		return nil
+	}}
+	s := &Solver{Cache: c, Runner: r, Jobs: 3, Dry: true}
+	g, err := s.Evaluate(t.Context(), target)
+	if err != nil {
+		if wantErr == nil {
+			t.Fatalf("dry run: %v", err)
+		}
+		return
+	}
+	would := false
+	for _, e := range g.Evaluations {
+		if e.State == WouldRun {
+			would = true
+		}
+		for _, d := range append(append([]*Evaluation{}, e.Inputs...), e.Using...) {
+			if e.State == Ran && !d.Known() {
+				t.Error("something ran without its inputs")
+			}
+		}
+	}
+	if !would && wantErr == nil && g.Targets[0].Output.Digest != want.Digest {
+		t.Errorf("a dry run that hits gives %v, want %v", g.Targets[0].Output.Digest, want.Digest)
+	}
+	if !g.Targets[0].Known() {
+		return
+	}
+	// What it knows of a target it knows without anything having to run.
+	if wantErr == nil && g.Targets[0].Output.Digest != want.Digest {
+		t.Errorf("a dry run gives %v, want %v", g.Targets[0].Output.Digest, want.Digest)
+	}
+}
+
+// TestReasons asks for the reason of what runs, and of nothing else.
+func TestReasons(t *testing.T) {
+	named := func(text string, in ...*Vertex) *Vertex {
+		return &Vertex{Op: textOp{Text: text}, Inputs: in, Step: &Step{Name: text}}
+	}
+	a := named("a")
+	b := named("b", a, &Vertex{Op: textOp{Text: "hidden"}})
+	c := newFakeCache()
+	solve(t, c, &fakeRunner{}, a)
+	var asked []string
+	s := &Solver{Cache: c, Runner: &fakeRunner{}, Why: func(e *Evaluation) string {
+		asked = append(asked, e.Vertex.Step.Name)
+		if e.Key == "" || e.Inputs[0].State != Hit {
+			t.Errorf("its key is %q, its input a %v", e.Key, e.Inputs[0].State)
+		}
+		return "for a reason"
+	}}
+	g, err := s.Evaluate(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(asked) != "[b]" || g.Targets[0].Reason != "for a reason" || g.Targets[0].State != Ran {
+		t.Errorf("asked for %q, got %q", asked, g.Targets[0].Reason)
+	}
+}
+
+// TestPlace waits for a place before work and not before a look.
+func TestPlace(t *testing.T) {
+	placed := 0
+	s := &Solver{Cache: newFakeCache(), Runner: runnerFunc(func(context.Context, *Action) (Result, error) {
+		return Result{Digest: digest.FromString("x")}, nil
+	}), Place: func(context.Context) (func(), error) { placed++; return func() { placed += 10 }, nil }}
+	if _, err := s.Solve(t.Context(), &Vertex{Op: textOp{Text: "work"}, Inputs: []*Vertex{{Op: lookOp{}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if placed != 11 {
+		t.Errorf("placed and released as %d, want 11", placed)
+	}
+	s.Place = func(context.Context) (func(), error) { return nil, errForced }
+	if _, err := s.Solve(t.Context(), &Vertex{Op: textOp{Text: "other"}}); !errors.Is(err, errForced) {
+		t.Errorf("without a place: %v", err)
+	}
+}
+
+type lookOp struct{}
+
+func (lookOp) Describe(d *Description) { d.Line("op", "look") }
+func (lookOp) Looks()                  {}
+
+// runnerFunc is a function as a Runner.
+type runnerFunc func(context.Context, *Action) (Result, error)
+
+func (f runnerFunc) Run(ctx context.Context, a *Action) (Result, error) { return f(ctx, a) }
 
 // model evaluates a vertex one after the other, without any cache.
 func model(v *Vertex, done map[*Vertex]Output) (Output, error) {

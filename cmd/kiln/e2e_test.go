@@ -216,9 +216,9 @@ func TestConcurrentBuilds(t *testing.T) {
 	var g errgroup.Group
 	var mu sync.Mutex
 	ran := 0
-	for i := range 6 {
+	for i := range 24 {
 		dir := same
-		if i >= 4 {
+		if i >= 20 {
 			dir = w.context(fmt.Sprintf("FROM toolbox\nRUN echo other %d > /f\n", i))
 		}
 		g.Go(func() error {
@@ -241,7 +241,7 @@ func TestConcurrentBuilds(t *testing.T) {
 		t.Errorf("the shared step ran %d times, want once", ran)
 	}
 	ids := map[string]bool{}
-	for i := range 4 {
+	for i := range 20 {
 		out, _ := w.must("inspect", "--format", "{{.Id}}", fmt.Sprintf("c%d", i))
 		ids[out] = true
 	}
