@@ -50,6 +50,7 @@ type step struct {
 	number  int
 	name    string
 	reason  string // why it runs, "" where that is not known
+	told    bool   // that it runs was told with the reason
 	started time.Time
 	ended   time.Time
 	state   solver.Kind

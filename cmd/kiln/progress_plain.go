@@ -71,7 +71,12 @@ func (p *plain) head(st *step) {
 		p.buf.WriteByte('\n')
 	}
 	p.shown = st
-	fmt.Fprintf(&p.buf, "#%d %s\n", st.number, st.title())
+	name := st.title()
+	if st.told {
+		name = st.name // the reason is told once
+	}
+	st.told = true
+	fmt.Fprintf(&p.buf, "#%d %s\n", st.number, name)
 }
 
 func (p *plain) line(st *step, at time.Time, line []byte) {
