@@ -5,14 +5,16 @@ import (
 	"bytes"
 	"compress/bzip2"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
-	"time"
+	"sync"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/klauspost/pgzip"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/ulikunitz/xz"
 )
@@ -42,36 +44,92 @@ func (c Compression) MediaType() string {
 // DefaultLevel asks for a compression's own default level.
 const DefaultLevel = -1
 
-// gzipBlock is what one goroutine compresses at a time. It shapes the
-// output, so it must never depend on the machine.
-const gzipBlock = 1 << 20
-
 // Compress returns a writer that compresses to w on all processors. Equal
 // input gives equal output, however many there are and however it was cut
 // into writes. Levels are 0-9 for gzip and 0-22 for zstd, or DefaultLevel.
 // Close must be called in any case; it does not close w.
 func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
+	return CompressWith(w, c, level, nil)
+}
+
+// CompressWith is Compress with blocks that are remembered; the output is the
+// same.
+func CompressWith(w io.Writer, c Compression, level int, blocks Blocks) (io.WriteCloser, error) {
+	var k codec
+	var err error
 	switch c {
 	case Uncompressed:
 		return nopCloser{w}, nil
 	case Gzip:
-		z, err := pgzip.NewWriterLevel(w, level)
-		if err != nil {
-			return nil, err
-		}
-		z.ModTime = time.Unix(0, 0) // zero in the header, which is "unknown"
-		return z, z.SetConcurrency(gzipBlock, 2*runtime.GOMAXPROCS(0))
+		k, err = gzipCodec(level)
 	case Zstd:
-		l := zstd.SpeedDefault
-		if level > 22 || level < DefaultLevel {
-			return nil, fmt.Errorf("zstd compression level %d is not in 0-22", level)
-		}
-		if level >= 0 {
-			l = zstd.EncoderLevelFromZstd(level)
-		}
-		return zstd.NewWriter(w, zstd.WithEncoderLevel(l), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+		k, err = zstdCodec(level)
+	default:
+		err = fmt.Errorf("unknown compression %q", c)
 	}
-	return nil, fmt.Errorf("unknown compression %q", c)
+	if err != nil {
+		return nil, err
+	}
+	return newBlockWriter(w, k, blocks), nil
+}
+
+// gzipLevel is the default, as of gzip and pigz.
+const gzipLevel = 6
+
+// gzipCodec makes one gzip member (RFC 1952) of all blocks.
+func gzipCodec(level int) (codec, error) {
+	if level == DefaultLevel {
+		level = gzipLevel
+	}
+	if level < 0 || level > 9 {
+		return codec{}, fmt.Errorf("gzip compression level %d is not in 0-9", level)
+	}
+	writers := sync.Pool{New: func() any {
+		w, err := flate.NewWriter(nil, level)
+		if err != nil {
+			panic(err) // the level was checked
+		}
+		return w
+	}}
+	return codec{
+		name:   fmt.Sprintf("gzip %d\n", level),
+		header: []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, // no flags, time or system
+		encode: func(dst, raw []byte) ([]byte, error) {
+			w := writers.Get().(*flate.Writer)
+			defer writers.Put(w)
+			out := bytes.NewBuffer(dst)
+			w.Reset(out)
+			_, err := w.Write(raw)
+			err = errors.Join(err, w.Flush()) // before out is looked at
+			return out.Bytes(), err
+		},
+		footer: func(crc uint32, size int64) []byte {
+			b := []byte{1, 0, 0, 0xff, 0xff} // the last block, which is empty
+			b = binary.LittleEndian.AppendUint32(b, crc)
+			return binary.LittleEndian.AppendUint32(b, uint32(size))
+		},
+		cut: cutter{least: 512 << 10, most: 2 << 20},
+	}, nil
+}
+
+// zstdCodec makes a zstd frame (RFC 8878) of each block.
+func zstdCodec(level int) (codec, error) {
+	l := zstd.SpeedDefault
+	if level > 22 || level < DefaultLevel {
+		return codec{}, fmt.Errorf("zstd compression level %d is not in 0-22", level)
+	}
+	if level >= 0 {
+		l = zstd.EncoderLevelFromZstd(level)
+	}
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(l), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+	if err != nil {
+		return codec{}, err
+	}
+	return codec{
+		name:   fmt.Sprintf("zstd %d\n", l),
+		encode: func(dst, raw []byte) ([]byte, error) { return z.EncodeAll(raw, dst[:0]), nil },
+		cut:    cutter{least: 1 << 20, most: 4 << 20},
+	}, nil
 }
 
 type nopCloser struct{ io.Writer }

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -15,7 +14,6 @@ import (
 	"kiln.build/cache/tree"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // PackOptions say how a layer is written.
@@ -54,8 +52,9 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 		disk: d,
 		tree: t,
 		tw:   tar.NewWriter(w),
-		buf:  make([]byte, 256<<10),
 	}
+	p.small = newPrefetch(dir, t, o.Layer)
+	defer p.small.Close()
 	for i := range t.Entries {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -71,11 +70,12 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 }
 
 type packer struct {
-	o    PackOptions
-	disk *disk
-	tree *tree.Tree
-	tw   *tar.Writer
-	buf  []byte
+	o     PackOptions
+	disk  *disk
+	tree  *tree.Tree
+	tw    *tar.Writer
+	small *prefetch
+	buf   []byte // for large files
 
 	// hiding is the topmost opaque directory on the way to the entry, or nil:
 	// below it every directory hides what the stack has.
@@ -224,6 +224,16 @@ func (p *packer) time(ns int64) time.Time {
 
 // content copies a file's bytes into the stream and checks them.
 func (p *packer) content(ctx context.Context, e *tree.Entry) error {
+	switch {
+	case ahead(e):
+		b, err := p.small.Content(ctx)
+		if err == nil {
+			_, err = p.tw.Write(b)
+		}
+		return err
+	case p.buf == nil:
+		p.buf = make([]byte, 256<<10)
+	}
 	corrupt := func(reason string) error { return &CorruptError{Path: e.Path, Layer: p.o.Layer, Reason: reason} }
 	f, err := openFile(p.disk, e.Path)
 	if err != nil {
@@ -260,21 +270,11 @@ func (p *packer) content(ctx context.Context, e *tree.Entry) error {
 	return nil
 }
 
-// openFile opens a regular file below a disk's root. Anything else is
-// refused before it can block or act.
+// openFile opens a regular file below a disk's root; see openRegular.
 func openFile(d *disk, name string) (*os.File, error) {
-	parent, base, err := d.in(name)
+	fd, err := openRegular(d, name)
 	if err != nil {
 		return nil, err
-	}
-	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		return nil, fmt.Errorf("%q is not a regular file", name)
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }

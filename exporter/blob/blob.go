@@ -321,7 +321,7 @@ func (m *Maker) once(ctx context.Context, op solver.Op, produce func() (Blob, er
 // descriptionVersion heads the descriptions of blobs. Raising it makes all
 // blobs be made again: do so when the form of tar streams or compressed
 // blobs changes.
-const descriptionVersion = "kiln blob 1\n"
+const descriptionVersion = "kiln blob 2\n"
 
 func action(op solver.Op) *solver.Action {
 	text := descriptionVersion + solver.Describe(op)
