@@ -20,7 +20,7 @@ MODULES   := . examples/toolbox
 TESTFLAGS ?=
 FUZZTIME  ?= 20s
 
-.PHONY: all kiln init test conformance lint demo bench fuzz soak update cross install clean toolbox help
+.PHONY: all kiln init test conformance lint demo bench bench-micro fuzz soak update cross install clean toolbox help
 
 all: kiln
 
@@ -52,8 +52,17 @@ lint: ## gofmt, vet, staticcheck
 demo: kiln toolbox ## build an example on a base made here, change it, build again
 	@sh examples/demo.sh
 
-bench: kiln toolbox ## measure, beside other builders where there are any
-	@$(GO) run ./bench $(BENCHFLAGS)
+bench: kiln toolbox ## measure, beside other builders and the machine's limits
+	@$(BUILD) -o bin/bench ./bench
+	@bin/bench $(BENCHFLAGS)
+
+# Packages with micro-benchmarks, and how often each is run.
+MICRO      ?= .
+MICROPKGS  ?= ./solver ./cache ./cache/archive ./cache/tree ./runner ./runner/sandbox
+MICROCOUNT ?= 6
+
+bench-micro: init ## micro-benchmarks, compared with the last commit
+	@sh bench/micro.sh '$(MICRO)' '$(MICROCOUNT)' $(MICROPKGS)
 
 fuzz: ## each fuzz test for FUZZTIME
 	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
@@ -80,4 +89,4 @@ clean:
 	@rm -rf bin $(INIT)
 
 help:
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-11s %s\n' "$$a" "$$b"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-11s %s\n' "$$a" "$$b"; done

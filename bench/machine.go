@@ -1,166 +1,224 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
-// machine is the place of a benchmark.
+// machine is what all cases share.
 type machine struct {
 	bin  string // folder of kiln and toolbox
-	work string // removed at the end
-	root string // the base as a tar archive
+	work string // on the file system that is measured
+	dir  string // of the case
+	env  []string
+
+	root   string // the small base as a tar
+	rootfs string // and as a folder
+	debian string // tar of a Debian root; may be missing
+	self   string // this program
+
+	found    []builder
+	starters []string // runtimes for the case start
+	registry string   // HOST:PORT; empty where there is none
+
+	helpers  []int // processes of ours that work for those that are measured
+	quickest time.Duration
+	closers  []func()
 }
 
-// runner measures one builder. The first run of a case is for what it must
-// do once, and is not counted.
-type runner struct {
-	name string
-	run  func(ctx context.Context, dir string, first bool) error
+func newMachine(ctx context.Context, o options, work string) (*machine, error) {
+	bin, err := filepath.Abs(o.bin)
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{bin: bin, work: work, debian: o.debian}
+	m.env = []string{"KILN_ROOT=" + m.store()}
+	if m.self, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	if err := m.prepare(ctx, o); err != nil {
+		m.close()
+		return nil, fmt.Errorf("prepare: %w", err)
+	}
+	return m, nil
 }
 
-// prepare makes what all cases share.
-func (m *machine) prepare(ctx context.Context) error {
+func (m *machine) close() {
+	for i := len(m.closers) - 1; i >= 0; i-- {
+		m.closers[i]()
+	}
+}
+
+// store is Kiln's.
+func (m *machine) store() string { return filepath.Join(m.work, "kiln") }
+
+func (m *machine) kiln(args ...string) []string {
+	return append([]string{filepath.Join(m.bin, "kiln")}, args...)
+}
+
+// run does commands that are not measured.
+func (m *machine) run(ctx context.Context, all ...[]string) error {
+	for _, argv := range all {
+		if _, err := m.command(ctx, step{argv: argv}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *machine) prepare(ctx context.Context, o options) error {
 	m.root = filepath.Join(m.work, "root.tar")
 	f, err := os.Create(m.root)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
 	c := exec.CommandContext(ctx, filepath.Join(m.bin, "toolbox"), "--tar")
 	c.Stdout, c.Stderr = f, os.Stderr
-	if err := c.Run(); err != nil {
+	if err := errors.Join(c.Run(), f.Close()); err != nil {
 		return fmt.Errorf("make the base: %w", err)
 	}
-	if err := f.Close(); err != nil {
+	m.rootfs = filepath.Join(m.work, "bundle", "rootfs")
+	if err := os.MkdirAll(m.rootfs, 0o755); err != nil {
 		return err
 	}
-	_, err = m.kiln(ctx, "import", m.root, "toolbox")
+	err = m.run(ctx,
+		m.kiln("import", m.root, "toolbox"),
+		[]string{filepath.Join(m.bin, "toolbox"), "tar", "-xf", m.root, "-C", m.rootfs})
 	if err != nil {
 		return err
 	}
-	bundle := filepath.Join(m.work, "bundle", "rootfs")
-	if err := os.MkdirAll(bundle, 0o755); err != nil {
-		return err
-	}
-	_, err = command(ctx, nil, filepath.Join(m.bin, "toolbox"), "tar", "-xf", m.root, "-C", bundle)
-	return err
-}
-
-func (m *machine) kiln(ctx context.Context, args ...string) ([]byte, error) {
-	return command(ctx, []string{"KILN_ROOT=" + filepath.Join(m.work, "store")}, filepath.Join(m.bin, "kiln"), args...)
-}
-
-// command runs a program; an error has the end of what it printed.
-func command(ctx context.Context, env []string, name string, args ...string) ([]byte, error) {
-	c := exec.CommandContext(ctx, name, args...)
-	c.Env = append(os.Environ(), env...)
-	out, err := c.CombinedOutput()
-	if err != nil {
-		text := bytes.TrimSpace(out)
-		if i := bytes.LastIndexByte(text, '\n'); i >= 0 {
-			text = text[i+1:]
-		}
-		return out, fmt.Errorf("%s: %w: %s", filepath.Base(name), err, text)
-	}
-	return out, nil
-}
-
-// runners are kiln and the peers that this machine has.
-func (m *machine) runners(c benchCase) []runner {
-	if c.context == nil {
-		return m.starters()
-	}
-	rs := []runner{{"kiln", func(ctx context.Context, dir string, _ bool) error {
-		_, err := m.kiln(ctx, "build", "--progress=plain", "-t", "bench", dir)
-		return err
-	}}}
-	for _, peer := range []struct {
-		name string
-		args []string
-	}{
-		{"buildah", []string{"build", "--layers", "-t", "kiln-bench"}},
-		{"podman", []string{"build", "--layers", "-t", "kiln-bench"}},
-	} {
-		if _, err := exec.LookPath(peer.name); err == nil {
-			rs = append(rs, runner{peer.name, func(ctx context.Context, dir string, _ bool) error {
-				_, err := command(ctx, nil, peer.name, append(peer.args, dir)...)
-				return err
-			}})
+	if onPath("docker-registry") {
+		if err := m.startRegistry(ctx); err != nil {
+			return err
 		}
 	}
-	if _, err := exec.LookPath("buildctl"); err == nil && os.Getenv("BUILDKIT_HOST") != "" {
-		rs = append(rs, runner{"buildkit", func(ctx context.Context, dir string, _ bool) error {
-			_, err := command(ctx, nil, "buildctl", "build", "--frontend=dockerfile.v0",
-				"--local=context="+dir, "--local=dockerfile="+dir, "--output=type=image,name=kiln-bench")
-			return err
-		}})
-	}
-	return rs
-}
-
-// starters start a container: kiln, low-level runtimes on the unpacked base,
-// and, as the limit of the machine, the program without any container.
-func (m *machine) starters() []runner {
-	bundle := filepath.Join(m.work, "bundle")
-	rootfs := filepath.Join(bundle, "rootfs")
-	rs := []runner{
-		{"kiln", func(ctx context.Context, _ string, _ bool) error {
-			_, err := m.kiln(ctx, "run", "--rm", "--network=none", "toolbox", "true")
-			return err
-		}},
-		{"no container", func(ctx context.Context, _ string, _ bool) error {
-			_, err := command(ctx, nil, filepath.Join(m.bin, "toolbox"), "true")
-			return err
-		}},
-	}
-	if _, err := exec.LookPath("runc"); err == nil {
-		rs = append(rs, runner{"runc", func(ctx context.Context, _ string, first bool) error {
-			if first {
-				if err := bundleConfig(ctx, bundle); err != nil {
-					return err
-				}
-			}
-			_, err := command(ctx, nil, "runc", "run", "--bundle", bundle, fmt.Sprintf("kiln-bench-%d", os.Getpid()))
-			return err
-		}})
-	}
-	if _, err := exec.LookPath("bwrap"); err == nil {
-		rs = append(rs, runner{"bwrap", func(ctx context.Context, _ string, _ bool) error {
-			_, err := command(ctx, nil, "bwrap", "--unshare-all", "--bind", rootfs, "/", "--proc", "/proc", "--dev", "/dev", "/bin/true")
-			return err
-		}})
-	}
-	return rs
-}
-
-// bundleConfig makes runc's default configuration run true.
-func bundleConfig(ctx context.Context, bundle string) error {
-	if _, err := command(ctx, nil, "runc", "spec", "--bundle", bundle); err != nil && !strings.Contains(err.Error(), "exists") {
+	if err := m.findBuilders(ctx, o.peers); err != nil {
 		return err
 	}
-	path := filepath.Join(bundle, "config.json")
-	data, err := os.ReadFile(path)
+	for _, name := range []string{"podman", "docker", "runc", "crun", "bwrap"} {
+		if wants(o.peers, name) && onPath(name) && (name != "docker" || exec.CommandContext(ctx, name, "info").Run() == nil) {
+			m.starters = append(m.starters, name)
+		}
+	}
+	return nil
+}
+
+// startRegistry runs the reference registry on the loopback interface.
+func (m *machine) startRegistry(ctx context.Context) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	var spec map[string]any
-	if err := json.Unmarshal(data, &spec); err != nil {
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	host := fmt.Sprintf("localhost:%d", port)
+	config := filepath.Join(m.work, "registry.yml")
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}\nhttp: {addr: \"127.0.0.1:%d\"}\n",
+		filepath.Join(m.work, "registry"), port)
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}
-	process, ok := spec["process"].(map[string]any)
-	if !ok {
-		return fmt.Errorf("%s: no process", path)
-	}
-	process["args"], process["terminal"] = []string{"/bin/true"}, false
-	if data, err = json.Marshal(spec); err != nil {
+	if err := m.daemon("docker-registry", "serve", config); err != nil {
 		return err
 	}
-	return os.WriteFile(path, data, 0o644)
+	return await(ctx, "docker-registry", func() bool {
+		r, err := http.Get("http://" + host + "/v2/")
+		if err == nil {
+			r.Body.Close()
+			m.registry = host
+		}
+		return err == nil
+	})
+}
+
+// daemon starts a process that ends with us.
+func (m *machine) daemon(argv ...string) error {
+	c := exec.Command(argv[0], argv[1:]...)
+	log, err := os.Create(filepath.Join(m.work, filepath.Base(argv[0])+".log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c.Stdout, c.Stderr = log, log
+	if err := c.Start(); err != nil {
+		return err
+	}
+	m.helpers = append(m.helpers, c.Process.Pid)
+	m.closers = append(m.closers, func() {
+		c.Process.Signal(os.Interrupt)
+		timer := time.AfterFunc(5*time.Second, func() { c.Process.Kill() })
+		c.Wait()
+		timer.Stop()
+	})
+	return nil
+}
+
+// await asks some times a second whether a daemon answers.
+func await(ctx context.Context, what string, ready func() bool) error {
+	for range 100 {
+		if ready() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return fmt.Errorf("%s does not answer", what)
+}
+
+// versions names what was measured.
+func (m *machine) versions() []string {
+	out, _ := exec.Command(m.kiln()[0], "version").Output()
+	all := []string{"kiln of unknown version"}
+	if _, rest, ok := strings.Cut(string(out), "Version:"); ok {
+		all[0] = "kiln " + strings.Fields(rest)[0]
+	}
+	seen := map[string]bool{"kiln": true}
+	add := func(name string, argv ...string) {
+		if !seen[name] && onPath(name) {
+			seen[name] = true
+			all = append(all, name+" "+m.version(append([]string{name}, argv...)...))
+		}
+	}
+	for _, b := range m.found {
+		if b.name == "buildkit" {
+			add("buildctl", "--version")
+		} else {
+			add(b.name, "--version")
+		}
+	}
+	for _, name := range append([]string{"pigz", "zstd"}, m.starters...) {
+		add(name, "--version")
+	}
+	return all
+}
+
+// version is the first word with a digit and a point that a command prints,
+// or with a digit.
+func (m *machine) version(argv ...string) string {
+	out, _ := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	found := "of unknown version"
+	for _, w := range strings.Fields(string(out)) {
+		w = strings.Trim(w, "v,()*")
+		if !strings.ContainsAny(w, "0123456789") {
+			continue
+		}
+		if strings.Contains(w, ".") {
+			return w
+		}
+		if found == "of unknown version" {
+			found = w
+		}
+	}
+	return found
 }

@@ -1,155 +1,152 @@
 // Command bench measures whole commands, from start to exit, as a user waits
-// for them: builds in five shapes and the start of a container. Beside kiln it
-// measures each peer that is on PATH, in the same run and turn by turn, so
-// that all of them see the same machine. It prints a Markdown table.
+// for them. Beside Kiln it measures each peer that this machine has and the
+// machine's own limit for the job (cp, tar, pigz, a process without any
+// container), in one run and turn by turn, so that all of them see the same
+// machine at the same time. It prints a Markdown table.
 //
 //	make bench
-//	make bench BENCHFLAGS='-n 20 -case noop,start'
+//	make bench BENCHFLAGS='-case noop,start -n 20 -peers runc,bwrap'
+//
+// A case is a [benchCase]; who takes part in it is a [lane], which takes a
+// turn of some [step]s. README.md in this folder has the last table.
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
-	"text/tabwriter"
-	"time"
 )
 
 func main() {
-	n := flag.Int("n", 5, "how many times each is measured")
-	only := flag.String("case", "", "comma-separated names of the cases to measure; all of them by default")
-	bin := flag.String("bin", "bin", "folder of kiln and toolbox, as make puts them")
+	var o options
+	flag.IntVar(&o.turns, "n", 0, "how many turns each case takes; 0 is the case's own number")
+	flag.StringVar(&o.cases, "case", "", "comma-separated cases to measure; empty is all")
+	flag.StringVar(&o.peers, "peers", "", "comma-separated peers to measure beside kiln; empty is all that are found, none is none")
+	flag.StringVar(&o.bin, "bin", "bin", "folder of kiln and toolbox, as make puts them")
+	flag.StringVar(&o.dir, "dir", "", "folder to work in; empty is a new ext4 file system, loop-mounted, where that can be had")
+	flag.StringVar(&o.scratch, "scratch", os.TempDir(), "where the image of the ext4 file system is made")
+	flag.StringVar(&o.debian, "debian", cmp.Or(os.Getenv("KILN_TEST_DEBIAN_TAR"), "/var/cache/kiln-test/debian.tar"), "tar of a Debian root, for pull and app")
+	list := flag.Bool("list", false, "list the cases")
+	size := flag.Int64("generate", 0, "write a file of this many bytes and exit; used inside builds")
+	seed := flag.String("seed", "", "with -generate, the file whose content decides what is written")
+	to := flag.String("to", "", "with -generate, the file to write")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *bin, *n, *only); err != nil {
+	var err error
+	switch {
+	case *list:
+		for _, c := range cases {
+			fmt.Printf("%-10s %s\n", c.name, c.what)
+		}
+	case *size > 0:
+		err = generateFile(*to, *seed, *size)
+	default:
+		// A process that is started counts the memory of the one that started
+		// it (execve(2) keeps the peak): stay small.
+		debug.SetGCPercent(20)
+		err = run(ctx, o)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// result is what one builder took for one case.
-type result struct {
-	name, builder string
-	took          []time.Duration
-	note          string
-	err           error
+type options struct {
+	turns                                   int
+	cases, peers, bin, dir, scratch, debian string
 }
 
-func run(ctx context.Context, bin string, n int, only string) (err error) {
-	work, err := os.MkdirTemp("", "kiln-bench-")
+// wants reports whether a comma-separated list has a name; an empty list has
+// all.
+func wants(list, name string) bool {
+	return list == "" || slices.Contains(strings.Split(list, ","), name)
+}
+
+func run(ctx context.Context, o options) (err error) {
+	for name := range strings.SplitSeq(o.cases, ",") {
+		if name != "" && !slices.ContainsFunc(cases, func(c benchCase) bool { return c.name == name }) {
+			return fmt.Errorf("there is no case %q: see -list", name)
+		}
+	}
+	p, err := newPlace(ctx, o.dir, o.scratch)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if rerr := os.RemoveAll(work); err == nil {
-			err = rerr
+		if cerr := p.close(); err == nil {
+			err = cerr
 		}
 	}()
-	bin, err = filepath.Abs(bin)
+	m, err := newMachine(ctx, o, p.dir)
 	if err != nil {
 		return err
 	}
-	m := &machine{bin: bin, work: work}
-	if err := m.prepare(ctx); err != nil {
-		return fmt.Errorf("prepare: %w", err)
-	}
-	var results []*result
+	defer m.close()
+	var rows []*row
+	var failed error
 	for _, c := range cases {
-		if only != "" && !slices.Contains(strings.Split(only, ","), c.name) {
+		if !wants(o.cases, c.name) {
 			continue
 		}
-		rs, err := m.measure(ctx, c, n)
-		if err != nil {
-			return fmt.Errorf("case %s: %w", c.name, err)
-		}
-		results = append(results, rs...)
-	}
-	fmt.Printf("%s, %d processors, %s, n=%d\n\n", kernel(), runtime.NumCPU(), runtime.GOARCH, n)
-	return table(results)
-}
-
-// measure runs a case for each builder in turn, n times.
-func (m *machine) measure(ctx context.Context, c benchCase, n int) ([]*result, error) {
-	var rs []*result
-	var steps []func() error
-	for _, b := range m.runners(c) {
-		r := &result{name: c.name, builder: b.name, note: c.note}
-		rs = append(rs, r)
-		dir := filepath.Join(m.work, c.name+"-"+b.name)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
-		}
-		if c.context != nil {
-			if err := c.context(m, dir); err != nil {
-				return nil, err
+		fmt.Fprintln(os.Stderr, "case", c.name)
+		if c.needs != nil {
+			if why := c.needs(m); why != "" {
+				rows = append(rows, &row{label: c.name, lane: "kiln", err: fmt.Errorf("left out: %s", why)})
+				continue
 			}
 		}
-		if r.err = b.run(ctx, dir, true); r.err != nil { // the first time is not counted
-			continue
+		rs, err := m.measure(ctx, c, o.turns)
+		rows = append(rows, rs...)
+		if err != nil {
+			failed = fmt.Errorf("case %s: %w", c.name, err)
+			break
 		}
-		steps = append(steps, func() error {
-			if c.fresh {
-				if err := os.WriteFile(filepath.Join(dir, "nonce"), fmt.Append(nil, time.Now().UnixNano()), 0o644); err != nil {
-					return err
+	}
+	header(os.Stdout, m, p)
+	return cmp.Or(table(os.Stdout, rows), failed)
+}
+
+// measure lets the lanes of a case take their turns.
+func (m *machine) measure(ctx context.Context, c benchCase, turns int) ([]*row, error) {
+	m.dir = filepath.Join(m.work, "case-"+c.name)
+	if err := os.Mkdir(m.dir, 0o755); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(m.dir)
+	lanes, err := c.lanes(m)
+	if err != nil {
+		return nil, err
+	}
+	t := &tally{per: max(c.per, 1)}
+	n := cmp.Or(turns, c.turns)
+	for i := -c.warm; i < n; i++ {
+		for _, l := range lanes {
+			if t.failed(l) {
+				continue
+			}
+			for _, s := range l.turn(i + c.warm) {
+				sample, err := m.take(ctx, l, s)
+				if ctx.Err() != nil {
+					return t.sorted(), ctx.Err()
+				}
+				if err != nil {
+					t.fail(c.name, l, err)
+					break
+				}
+				if s.label != "" && i >= 0 {
+					t.add(s.label, l, sample)
 				}
 			}
-			begin := time.Now()
-			err := b.run(ctx, dir, false)
-			r.took = append(r.took, time.Since(begin))
-			return err
-		})
-	}
-	for range n {
-		for _, s := range steps {
-			if err := s(); err != nil {
-				return nil, err
-			}
 		}
 	}
-	return rs, nil
-}
-
-// table prints medians and ranges in milliseconds.
-func table(results []*result) error {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
-	fmt.Fprintln(w, "| case\t| builder\t| median ms\t| min–max ms\t| what\t|")
-	fmt.Fprintln(w, "|---\t|---\t|---:\t|---:\t|---\t|")
-	for _, r := range results {
-		if r.err != nil {
-			text, _, _ := strings.Cut(r.err.Error(), "\n")
-			fmt.Fprintf(w, "| %s\t| %s\t| –\t| –\t| did not work: %s\t|\n", r.name, r.builder, text)
-			continue
-		}
-		slices.Sort(r.took)
-		fmt.Fprintf(w, "| %s\t| %s\t| %s\t| %s–%s\t| %s\t|\n", r.name, r.builder,
-			ms(median(r.took)), ms(r.took[0]), ms(r.took[len(r.took)-1]), r.note)
-	}
-	return w.Flush()
-}
-
-// median is that of sorted durations.
-func median(d []time.Duration) time.Duration {
-	if len(d)%2 == 1 {
-		return d[len(d)/2]
-	}
-	return (d[len(d)/2-1] + d[len(d)/2]) / 2
-}
-
-func ms(d time.Duration) string {
-	return fmt.Sprintf("%.1f", float64(d)/float64(time.Millisecond))
-}
-
-func kernel() string {
-	b, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return "unknown kernel"
-	}
-	return "Linux " + strings.TrimSpace(string(b))
+	return t.sorted(), nil
 }
