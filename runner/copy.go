@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,7 +42,7 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 		if err != nil {
 			return solver.Result{}, err
 		}
-		if err := p.add(ctx, s, o.Unpack); err != nil {
+		if err := p.add(ctx, s, o.Unpack && !slices.Contains(o.Packed, i)); err != nil {
 			return solver.Result{}, err
 		}
 	}

@@ -38,6 +38,7 @@ type Runner struct {
 
 	mu         sync.Mutex
 	selections map[digest.Digest]*selection
+	refs       map[string]func() (commit, error) // what git servers said
 	contexts   map[string]*localContext
 	empty      string
 	emptyOnce  sync.Once
@@ -69,6 +70,10 @@ func (r *Runner) Run(ctx context.Context, a *solver.Action) (solver.Result, erro
 		return r.image(ctx, a, o)
 	case op.Tar:
 		return r.tar(ctx, o)
+	case op.HTTP:
+		return r.http(ctx, a, o)
+	case op.Git:
+		return r.git(ctx, a, o)
 	case op.Select:
 		return r.selectFiles(ctx, a, o)
 	case op.Inline:

@@ -163,6 +163,9 @@ func number(name string) int {
 
 // Why is the reason why a step has no result in the cache, in a few words.
 func (x *Explainer) Why(e *solver.Evaluation) string {
+	if e.Vertex.Volatile {
+		return "" // it is looked at in every build
+	}
 	reasons := x.Differences(e)
 	switch {
 	case len(reasons) == 0:

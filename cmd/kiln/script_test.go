@@ -50,6 +50,12 @@ func testInit() error {
 //
 //	toolbox [NAME [ARCH]]  imports the tool box's root file system (default "toolbox")
 //	registry [USER PW]  starts an empty registry; its address is $REGISTRY
+//	webserver DIR       serves the files of a folder over http, with what
+//	                    "git http-backend" answers for *.git; $WEB is its
+//	                    address, $WEBHOST that without http://; requests are
+//	                    noted in web.log. Below /private it wants the header
+//	                    "Authorization: Bearer let-me-in", or that of git's
+//	                    token "let-me-in"
 //	touch FILE...       gives files the time that it is now
 //	resize FILE TEXT    writes a line of text and keeps the file's time
 //	status N kiln ...   runs kiln and wants this exit status
@@ -84,10 +90,11 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", c)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"toolbox":  scriptToolbox,
-			"registry": scriptRegistry,
-			"touch":    scriptTouch,
-			"resize":   scriptResize,
+			"toolbox":   scriptToolbox,
+			"registry":  scriptRegistry,
+			"webserver": scriptWebserver,
+			"touch":     scriptTouch,
+			"resize":    scriptResize,
 
 			"status":       scriptStatus,
 			"eventually":   scriptEventually,

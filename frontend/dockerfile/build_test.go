@@ -274,7 +274,14 @@ func TestErrors(t *testing.T) {
 		{name: "mount on root", text: "FROM base\nRUN --mount=target=/ x", want: "invalid mount target", line: 2},
 		{name: "mount key", text: "FROM base\nRUN --mount=type=cache,targt=/x y", want: "targt", line: 2},
 		{name: "required secret", text: "FROM base\nRUN --mount=type=secret,id=t,required=true x", want: "secret t: not found", line: 2, change: func(o *Options) { o.Secrets = map[string]bool{} }},
-		{name: "remote ADD", text: "FROM base\nADD https://example.com/x /", want: "remote sources", line: 2},
+		{name: "COPY of an address", text: "FROM base\nCOPY https://example.com/x /", want: "can't be a URL", line: 2},
+		{name: "COPY of a repository", text: "FROM base\nCOPY git@example.com:x /", want: "can't be a git ref", line: 2},
+		{name: "bad git query", text: "FROM base\nADD https://example.com/x.git?brnch=y /", want: "unexpected query", line: 2},
+		{name: "two references", text: "FROM base\nADD https://example.com/x.git?tag=y#z /", want: "ref conflicts", line: 2},
+		{name: "checksum of a file", text: "FROM base\nADD --checksum=sha256:0 x /", want: "requires HTTP(S) or Git", line: 2},
+		{name: "checksum of two", text: "FROM base\nADD --checksum=sha256:0 https://a/b https://a/c /", want: "multiple sources", line: 2},
+		{name: "bad checksum", text: "FROM base\nADD --checksum=sha256:0 https://a/b /", want: "--checksum=sha256:0: invalid", line: 2},
+		{name: "history of a file", text: "FROM base\nADD --keep-git-dir x /", want: "requires a Git", line: 2},
 		{name: "lint as error", text: "# check=error=true\nFROM base\nENV A b", want: "LegacyKeyValueFormat"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -1,12 +1,12 @@
 package dockerfile
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"kiln.build/frontend"
 	"kiln.build/solver"
 	"kiln.build/solver/op"
 )
@@ -19,52 +19,30 @@ type transfer struct {
 	link         bool
 	parents      bool
 	exclude      []string
-	unpack       bool
+	unpack       bool // archives among local files
+
+	// Of ADD alone.
+	checksum     string
+	keepGitDir   *bool
+	unpackRemote bool // archives at addresses
 }
 
 func (b *build) copy(s *stage, c *command, in *instructions.CopyCommand, name string) error {
 	for _, src := range in.SourcePaths {
-		if kind := remote(src); kind != "" {
-			return fmt.Errorf("COPY %s: source can't be a %s for COPY", src, kind)
+		git, err := frontend.ParseGit(src)
+		switch {
+		case err != nil:
+			return err
+		case git != nil:
+			return fmt.Errorf("COPY %s: source can't be a git ref for COPY", src)
+		case frontend.IsHTTP(src):
+			return fmt.Errorf("COPY %s: source can't be a URL for COPY", src)
 		}
 	}
 	return b.transfer(s, c, name, transfer{
 		SourcesAndDest: in.SourcesAndDest, name: "COPY", chown: in.Chown, chmod: in.Chmod,
 		link: in.Link, parents: in.Parents, exclude: in.ExcludePatterns,
 	})
-}
-
-func (b *build) add(s *stage, c *command, in *instructions.AddCommand, name string) error {
-	for _, src := range in.SourcePaths {
-		if remote(src) != "" {
-			return fmt.Errorf("ADD %s: remote sources are not supported: fetch it in a RUN, or give it with --build-context", src)
-		}
-	}
-	if in.Checksum != "" {
-		return errors.New("checksum requires HTTP(S) or Git sources")
-	}
-	if in.KeepGitDir != nil {
-		return errors.New("--keep-git-dir requires a Git source")
-	}
-	return b.transfer(s, c, name, transfer{
-		SourcesAndDest: in.SourcesAndDest, name: "ADD", chown: in.Chown, chmod: in.Chmod, link: in.Link,
-		exclude: in.ExcludePatterns, unpack: in.Unpack == nil || *in.Unpack,
-	})
-}
-
-// remote tells what kind of remote source a text is, or nothing.
-func remote(src string) string {
-	switch {
-	case strings.HasPrefix(src, "git@"), strings.HasPrefix(src, "git://"), strings.HasPrefix(src, "ssh://"):
-		return "git ref"
-	case strings.HasPrefix(src, "http://"), strings.HasPrefix(src, "https://"):
-		address, _, _ := strings.Cut(src, "#")
-		if strings.HasSuffix(address, ".git") {
-			return "git ref"
-		}
-		return "URL"
-	}
-	return ""
 }
 
 // transfer lowers a COPY or ADD to selections, the facts about the
@@ -77,7 +55,14 @@ func (b *build) transfer(s *stage, c *command, name string, t transfer) error {
 		return fmt.Errorf("--chown=%s: user and group names can't be resolved when used with --link, use numeric uid[:gid] instead", t.chown)
 	}
 	step := b.step(b.stepName(s, c, name), c.Location())
-	sels, using := b.selections(c, t, step.Location)
+	sels, using, packed, err := b.selections(s, c, t, step.Location)
+	if err != nil {
+		return err
+	}
+	unpack := len(packed) < len(sels) && t.name == "ADD"
+	if !unpack {
+		packed = nil
+	}
 	root := s.root
 	if t.link && t.chmod == "" { // as in BuildKit, where --chmod switches it off
 		root = &solver.Vertex{Op: op.Scratch{}} // nothing below is looked at
@@ -88,7 +73,7 @@ func (b *build) transfer(s *stage, c *command, name string, t transfer) error {
 		Step:   hidden(step.Location),
 	}
 	s.root = &solver.Vertex{
-		Op:     op.Copy{Chmod: t.chmod, Unpack: t.unpack},
+		Op:     op.Copy{Chmod: t.chmod, Unpack: unpack, Packed: packed},
 		Inputs: append([]*solver.Vertex{dest}, sels...),
 		Using:  using,
 		Below:  s.root,
@@ -113,24 +98,35 @@ func destination(workdir, dst string) string {
 	return full
 }
 
-// selections are the vertices that choose a transfer's files, and where each
-// was chosen from.
-func (b *build) selections(c *command, t transfer, at solver.Location) (sels, using []*solver.Vertex) {
-	if len(t.SourcePaths) > 0 {
-		sel := op.Select{Sources: t.SourcePaths, Parents: t.parents, Exclude: t.exclude}
+// selections are the vertices that choose a transfer's files, where each was
+// chosen from, and the positions of those whose archives stay packed.
+func (b *build) selections(s *stage, c *command, t transfer, at solver.Location) (sels, using []*solver.Vertex, packed []int, err error) {
+	add := func(sel, from *solver.Vertex, unpack bool) {
+		if !unpack {
+			packed = append(packed, len(sels))
+		}
+		sels, using = append(sels, sel), append(using, from)
+	}
+	for _, group := range t.groups() {
+		if root, files, err := b.remote(s, c, t, group[0]); err != nil {
+			return nil, nil, nil, err
+		} else if root != nil {
+			sel := op.Select{Sources: files, Exclude: t.exclude}
+			add(&solver.Vertex{Op: sel, Inputs: []*solver.Vertex{root}, Step: hidden(at)}, root, t.unpackRemote)
+			continue
+		}
+		sel := op.Select{Sources: group, Parents: t.parents, Exclude: t.exclude}
 		src := source{context: MainContext}
 		if len(c.sources) > 0 {
 			src = c.sources[0]
 		} else {
-			b.checkIgnored(c, t.verb(), t.SourcePaths)
+			b.checkIgnored(c, t.verb(), group)
 		}
 		if stack := b.stack(src, c.Location()); stack != nil {
-			sels = append(sels, &solver.Vertex{Op: sel, Inputs: []*solver.Vertex{stack}, Step: hidden(at)})
-			using = append(using, stack)
+			add(&solver.Vertex{Op: sel, Inputs: []*solver.Vertex{stack}, Step: hidden(at)}, stack, t.unpack)
 		} else {
 			v := b.selectLocal(src.context, sel, at)
-			sels = append(sels, v)
-			using = append(using, v)
+			add(v, v, t.unpack)
 		}
 	}
 	if len(t.SourceContents) > 0 {
@@ -139,10 +135,9 @@ func (b *build) selections(c *command, t transfer, at solver.Location) (sels, us
 			files = append(files, op.InlineFile{Name: c.Path, Data: []byte(c.Data)})
 		}
 		v := inline(files, at)
-		sels = append(sels, v)
-		using = append(using, v)
+		add(v, v, false)
 	}
-	return sels, using
+	return sels, using, packed, nil
 }
 
 func inline(files []op.InlineFile, at solver.Location) *solver.Vertex {

@@ -9,6 +9,7 @@ package op
 import (
 	"strconv"
 
+	"github.com/opencontainers/go-digest"
 	"kiln.build/solver"
 )
 
@@ -37,13 +38,21 @@ func (o Image) Describe(d *solver.Description) {
 }
 
 // Tar is the root file system in a tar archive on this machine, compressed
-// or not. The vertex is volatile. Its result has one layer.
+// or not. The vertex is volatile unless Digest is set. Its result has one
+// layer.
 type Tar struct {
-	Path string
+	Path string // not in the key where there is a Digest
+
+	// Digest is of the archive as it is at Path; empty where not known.
+	Digest digest.Digest
 }
 
 func (o Tar) Describe(d *solver.Description) {
 	d.Line("op", "tar")
+	if o.Digest != "" {
+		d.Line("digest", string(o.Digest))
+		return
+	}
 	d.Line("path", o.Path)
 }
 
@@ -190,12 +199,19 @@ type Copy struct {
 	// Unpack extracts local tar archives among the selected top-level files
 	// (ADD): true only where contents are sniffed to be archives.
 	Unpack bool
+
+	// Packed are the selections, by position, whose archives are not
+	// extracted all the same: those of an address, unless --unpack is given.
+	Packed []int
 }
 
 func (o Copy) Describe(d *solver.Description) {
 	d.Line("op", "copy")
 	d.Line("chmod", o.Chmod)
 	d.Bool("unpack", o.Unpack)
+	for _, i := range o.Packed {
+		d.Line("packed", strconv.Itoa(i))
+	}
 }
 
 // Mkdir makes the directories of a WORKDIR that are missing, with mode 0755
