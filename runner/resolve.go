@@ -37,6 +37,41 @@ func (i *Image) Op() op.Image { return op.Image{Ref: i.Ref, Layers: i.Layers} }
 // another platform is the last resort. What a registry says is kept in the
 // store, so that a reference with a digest needs the network only once.
 func (r *Runner) ResolveImage(ctx context.Context, ref string, p ocispecs.Platform, pull bool) (*Image, error) {
+	img, err := r.resolveImage(ctx, ref, p, pull)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.origins == nil {
+		r.origins = map[digest.Digest]string{}
+	}
+	for _, o := range img.Layers {
+		r.origins[o.Blob] = img.Ref
+	}
+	return img, nil
+}
+
+// FetchBlob brings the blob of a layer of an image that was resolved before
+// into the store.
+func (r *Runner) FetchBlob(ctx context.Context, o solver.Origin) error {
+	r.mu.Lock()
+	ref, ok := r.origins[o.Blob]
+	r.mu.Unlock()
+	if !ok {
+		return errors.New("the image that it is from is not known")
+	}
+	desc := ocispecs.Descriptor{MediaType: o.MediaType, Digest: o.Blob, Size: o.Size}
+	body, err := r.fetch(ctx, ref, desc)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	_, err = r.Store.Images().Write(ctx, desc, body)
+	return err
+}
+
+func (r *Runner) resolveImage(ctx context.Context, ref string, p ocispecs.Platform, pull bool) (*Image, error) {
 	if path, ok := strings.CutPrefix(ref, layoutScheme); ok {
 		return resolveLayout(ctx, ref, path, p)
 	}

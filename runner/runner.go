@@ -37,6 +37,7 @@ type Runner struct {
 	Network Network
 
 	mu         sync.Mutex
+	origins    map[digest.Digest]string // references of images that blobs belong to
 	selections map[digest.Digest]*selection
 	refs       map[string]func() (commit, error) // what git servers said
 	contexts   map[string]*localContext

@@ -333,7 +333,7 @@ func (f *buildFlags) options() (o dockerfile.Options, err error) {
 func (b *builder) newRunner() (*runner.Runner, error) {
 	r := &runner.Runner{Store: b.store, Contexts: map[string]runner.Context{}}
 	var err error
-	if r.Registry, err = b.app.registry(); err != nil {
+	if r.Registry, err = b.app.registry(b.insecureHosts()...); err != nil {
 		return nil, err
 	}
 	sources, err := parseSecrets(b.flags.secrets)
@@ -362,6 +362,19 @@ func (b *builder) newRunner() (*runner.Runner, error) {
 		}
 	}
 	return r, nil
+}
+
+// insecureHosts are the registries that an output has registry.insecure for.
+func (b *builder) insecureHosts() []string {
+	var hosts []string
+	for _, o := range b.outputs {
+		for _, name := range o.Names {
+			if ref, err := registry.ParseReference(name); err == nil && o.Insecure {
+				hosts = append(hosts, ref.Host)
+			}
+		}
+	}
+	return hosts
 }
 
 // resolver adapts the runner's search for images to the frontend.
@@ -477,7 +490,7 @@ func (b *builder) export(ctx context.Context, built []exporter.Image) error {
 	}
 	out, _ := b.app.stdout.(*os.File)
 	x := &exporter.Exporter{
-		Store: b.store, Client: b.runner.Registry, Epoch: epoch, Stdout: b.app.stdout,
+		Store: b.store, Client: b.runner.Registry, Fetch: b.runner.FetchBlob, Epoch: epoch, Stdout: b.app.stdout,
 		Terminal: out != nil && term.IsTerminal(out.Fd()),
 	}
 	var last exporter.Result

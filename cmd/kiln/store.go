@@ -41,11 +41,12 @@ func cacheMax(root string) (int64, error) {
 	}
 }
 
-// registry makes the client for registries, as the environment says.
-func (a *app) registry() (*registry.Client, error) {
+// registry makes the client for registries, as the environment says. Of the
+// insecure hosts any certificate will do, and plain HTTP.
+func (a *app) registry(insecure ...string) (*registry.Client, error) {
 	mirrors, err := registry.ParseMirrors(os.Getenv("KILN_REGISTRY_MIRRORS"))
 	if err != nil {
 		return nil, fmt.Errorf("KILN_REGISTRY_MIRRORS: %w", err)
 	}
-	return registry.New(registry.Options{Mirrors: mirrors, UserAgent: "kiln"})
+	return registry.New(registry.Options{Mirrors: mirrors, UserAgent: "kiln", Insecure: insecure})
 }
