@@ -20,7 +20,7 @@ MODULES   := . examples/toolbox
 TESTFLAGS ?=
 FUZZTIME  ?= 20s
 
-.PHONY: all kiln init test conformance lint demo bench bench-micro fuzz soak update cross install clean toolbox help
+.PHONY: all kiln init test conformance lint demo bench bench-micro fuzz soak update cross install clean toolbox runtime-tools help
 
 all: kiln
 
@@ -48,6 +48,9 @@ conformance: ## Dockerfiles that must give BuildKit's images; with BUILDKIT_HOST
 lint: ## gofmt, vet, staticcheck
 	@bad=$$(gofmt -l .); test -z "$$bad" || { echo "not formatted:"; echo "$$bad"; exit 1; }
 	@for m in $(MODULES); do (cd $$m && $(GO) vet ./... && $(GO) tool staticcheck ./...) || exit 1; done
+
+runtime-tools: kiln ## the validation programs of RUNTIME_TOOLS (a checkout of opencontainers/runtime-tools)
+	@sh runner/oci/testdata/runtime-tools.sh "$(RUNTIME_TOOLS)" bin/kiln
 
 demo: kiln toolbox ## build an example on a base made here, change it, build again
 	@sh examples/demo.sh
@@ -89,4 +92,4 @@ clean:
 	@rm -rf bin $(INIT)
 
 help:
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-11s %s\n' "$$a" "$$b"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-14s %s\n' "$$a" "$$b"; done

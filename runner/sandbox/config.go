@@ -44,7 +44,7 @@ func newPlan(c *Command, conn *conn, have uint64) (*plan, error) {
 		}
 	}
 	p := &plan{Config: launch.Config{
-		Root: -1, JoinNet: -1, JoinIPC: -1, JoinUTS: -1, Init: -1,
+		Root: -1, JoinNet: -1, JoinIPC: -1, JoinUTS: -1, JoinMount: -1, JoinCgroup: -1, Init: -1, Hold: -1,
 		Args: c.Args, Env: c.Env, Cwd: c.Cwd,
 		UID: c.UID, GID: c.GID, Groups: c.Groups, Umask: 0o022,
 		NoNewPrivs: c.NoNewPrivs, Privileged: c.Privileged,
@@ -90,6 +90,12 @@ func isNull(f *os.File) bool {
 
 // rights sets capabilities and filter.
 func (p *plan) rights(c *Command, have uint64) error {
+	if c.Sets != nil {
+		if err := p.sets(c.Sets, have); err != nil {
+			return err
+		}
+		return p.filter(c)
+	}
 	names := c.Capabilities
 	if names == nil {
 		names = DefaultCapabilities
@@ -111,10 +117,34 @@ func (p *plan) rights(c *Command, have uint64) error {
 	if c.UID != 0 {
 		p.Caps = p.Ambient
 	}
+	p.Effective, p.Inheritable = p.Caps, p.Ambient
+	return p.filter(c)
+}
+
+// sets takes the capabilities as they are given.
+func (p *plan) sets(c *CapabilitySets, have uint64) error {
+	for _, x := range []struct {
+		names []string
+		mask  *uint64
+	}{
+		{c.Bounding, &p.Bounding}, {c.Permitted, &p.Caps}, {c.Effective, &p.Effective},
+		{c.Inheritable, &p.Inheritable}, {c.Ambient, &p.Ambient},
+	} {
+		mask, err := capMask(x.names)
+		if err != nil {
+			return err
+		}
+		*x.mask = mask & have
+	}
+	return nil
+}
+
+// filter sets the system call filter.
+func (p *plan) filter(c *Command) error {
 	if c.Privileged || c.Seccomp.Unconfined {
 		return nil
 	}
-	prog, err := filter(c.Seccomp.Profile, capNames(p.Bounding))
+	prog, err := filter(&c.Seccomp, capNames(p.Bounding))
 	if err != nil {
 		return err
 	}
@@ -150,24 +180,36 @@ func (p *plan) complete(s *Spec, g groups) error {
 	p.ReadonlyRoot = s.ReadonlyRoot
 	p.Hostname, p.Domainname = s.Hostname, s.Domainname
 	p.Detached = s.Detached
-	p.CgroupNamespace = !s.Cgroup.Host
+	p.CgroupNamespace = s.Cgroup == (Namespace{})
+	p.Chroot = s.Mount != (Namespace{})
 	p.UserNamespace = inUserNamespace() || s.UIDMap != nil
 	p.SetGroups = setgroupsAllowed("self")
 	for _, j := range []struct {
 		ns *Namespace
 		fd *int
-	}{{&s.Network, &p.JoinNet}, {&s.IPC, &p.JoinIPC}, {&s.UTS, &p.JoinUTS}} {
+	}{{&s.Network, &p.JoinNet}, {&s.IPC, &p.JoinIPC}, {&s.UTS, &p.JoinUTS}, {&s.Mount, &p.JoinMount}, {&s.Cgroup, &p.JoinCgroup}} {
 		if j.ns.Join != nil {
 			*j.fd = p.file(j.ns.Join)
 		}
 	}
 	p.Loopback = s.Network == (Namespace{})
-	if (s.UTS.Host || s.UTS.Join != nil) && (s.Hostname != "" || s.Domainname != "") {
+	if s.UTS.Host && (s.Hostname != "" || s.Domainname != "") {
 		return errors.New("a host name needs a UTS namespace of its own")
 	}
-	if s.PID.Join != nil || s.Cgroup.Join != nil {
-		return errors.New("a PID or control group namespace cannot be joined")
+	p.Propagation = s.Propagation
+	switch s.Propagation {
+	case "", "private", "slave", "shared", "unbindable":
+	default:
+		return fmt.Errorf("unknown propagation %q of the root", s.Propagation)
 	}
+	if s.Hold != nil {
+		if !s.Detached {
+			return errors.New("a sandbox that is held has to be detached")
+		}
+		p.Hold = p.file(s.Hold)
+	}
+	p.Prepare = s.Prepare != nil
+	p.CreateHooks, p.StartHooks = hooks(s.CreateHooks), hooks(s.StartHooks)
 	if s.Init {
 		f, err := initFile()
 		if err != nil {
@@ -188,7 +230,9 @@ func (p *plan) complete(s *Spec, g groups) error {
 		// Nothing but these would keep the host's disks from being opened.
 		p.NoDevices = true
 		p.Bounding &^= 1 << unix.CAP_MKNOD
-		p.Caps &^= 1 << unix.CAP_MKNOD
+		for _, set := range []*uint64{&p.Caps, &p.Effective, &p.Inheritable, &p.Ambient} {
+			*set &^= 1 << unix.CAP_MKNOD
+		}
 	}
 	devices := s.Devices
 	if p.Privileged && !p.UserNamespace {
@@ -213,6 +257,14 @@ func (p *plan) complete(s *Spec, g groups) error {
 		p.Sysctls = append(p.Sysctls, key+"="+s.Sysctls[name])
 	}
 	return p.mounts(s, g)
+}
+
+func hooks(list []Hook) []launch.Hook {
+	var out []launch.Hook
+	for _, h := range list {
+		out = append(out, launch.Hook{Path: h.Path, Args: h.Args, Env: h.Env, Timeout: int(h.Timeout.Milliseconds())})
+	}
+	return out
 }
 
 // thermalPaths are the counters of each processor's throttling, which docker
@@ -260,6 +312,8 @@ func device(d Device) (launch.Device, error) {
 	case 'c', 0:
 	case 'b':
 		kind = unix.S_IFBLK
+	case 'p':
+		kind = unix.S_IFIFO
 	default:
 		return launch.Device{}, fmt.Errorf("device %s: unknown type %q", d.Path, d.Type)
 	}
@@ -330,7 +384,19 @@ func (p *plan) mounts(s *Spec, g groups) error {
 	for _, m := range list {
 		p.Dev = p.Dev || m.Target == "/dev"
 	}
-	for _, m := range slices.Concat(list, s.Mounts) {
+	own := s.Mounts
+	if s.NoDefaultMounts {
+		own = nil
+		for _, m := range s.Mounts {
+			p.Dev = p.Dev || path.Clean(m.Target) == "/dev" && m.Type == "tmpfs"
+			if m.Type == "cgroup" && len(m.Options) == 0 {
+				own = append(own, g.mounts(path.Clean(m.Target), m.ReadOnly)...)
+				continue
+			}
+			own = append(own, m)
+		}
+	}
+	for _, m := range slices.Concat(list, own) {
 		x, err := p.mount(m)
 		if err != nil {
 			return err
@@ -354,7 +420,7 @@ func defaultMounts(s *Spec, g groups) []Mount {
 		{Target: "/dev/shm", Type: "tmpfs", NoSuid: true, NoDev: true, NoExec: true, Mode: 0o1777, Size: shm},
 		{Target: "/dev/mqueue", Type: "mqueue", NoSuid: true, NoDev: true, NoExec: true},
 	}
-	return append(list, g.mounts(!s.Privileged)...)
+	return append(list, g.mounts("/sys/fs/cgroup", !s.Privileged)...)
 }
 
 // mount resolves one mount.
@@ -378,6 +444,10 @@ func (p *plan) mount(m Mount) (launch.Mount, error) {
 	switch {
 	case m.FD != nil:
 		x.Kind, x.FD = launch.KindFD, p.file(m.FD)
+	case m.Type != "":
+		x.Source = m.Name
+	}
+	switch {
 	case m.Source != "":
 		x.Kind = launch.KindBind
 	case m.Type == "tmpfs":
@@ -394,7 +464,7 @@ func (p *plan) mount(m Mount) (launch.Mount, error) {
 		}
 	}
 	switch m.Propagation {
-	case "", "slave", "shared":
+	case "", "private", "slave", "shared", "unbindable":
 	default:
 		return launch.Mount{}, fmt.Errorf("mount %q: unknown propagation %q", m.Target, m.Propagation)
 	}
@@ -404,6 +474,8 @@ func (p *plan) mount(m Mount) (launch.Mount, error) {
 	}{
 		{m.ReadOnly, unix.MOUNT_ATTR_RDONLY}, {m.NoSuid, unix.MOUNT_ATTR_NOSUID},
 		{m.NoDev, unix.MOUNT_ATTR_NODEV}, {m.NoExec, unix.MOUNT_ATTR_NOEXEC},
+		{m.NoAtime, unix.MOUNT_ATTR_NOATIME}, {m.StrictAtime, unix.MOUNT_ATTR_STRICTATIME},
+		{m.NoDirAtime, unix.MOUNT_ATTR_NODIRATIME}, {m.NoSymFollow, unix.MOUNT_ATTR_NOSYMFOLLOW},
 	} {
 		if f.on {
 			x.Flags |= f.flag

@@ -51,11 +51,11 @@
 //     parent-death signal again, which the change of ids has cleared.
 //  10. Enter the working directory, as the command's user; check that it is
 //     inside.
-//  11. Load the filter before the capabilities go, since without no_new_privs
+//  11. Mark all descriptors close-on-exec once more. Load the filter before the capabilities go, since without no_new_privs
 //     that takes CAP_SYS_ADMIN; with no_new_privs, load it after.
 //  12. Cut the capabilities to the command's, clear and raise the ambient ones.
-//  13. Look the command up as its user, mark all descriptors close-on-exec
-//     once more, execute.
+//  13. Look the command up as its user, wait at the FIFO of Spec.Hold where
+//     there is one, execute.
 //
 // # Ends
 //

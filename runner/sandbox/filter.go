@@ -15,7 +15,11 @@ var filters sync.Map // string -> []unix.SockFilter
 
 // filter returns the program for a profile in docker's JSON form, or for the
 // default one where that is empty.
-func filter(profile []byte, caps []string) ([]unix.SockFilter, error) {
+func filter(s *Seccomp, caps []string) ([]unix.SockFilter, error) {
+	if s.Rules != nil {
+		return seccomp.Compile(s.Rules)
+	}
+	profile := s.Profile
 	key := strings.Join(caps, ",") + "\n" + string(profile)
 	if prog, ok := filters.Load(key); ok {
 		return prog.([]unix.SockFilter), nil

@@ -36,7 +36,7 @@ func newGroups(s *Spec) (groups, error) {
 		return groups{}, fmt.Errorf("control group name %q", name)
 	}
 	g, err := sys.Create(cgroup.Options{
-		Name: name, Limits: s.Limits, Accounting: s.Accounting, Devices: allowed(s),
+		Name: name, Limits: s.Limits, Accounting: s.Accounting, Devices: allowed(s), Settings: s.Settings,
 	})
 	return groups{g}, err
 }
@@ -46,8 +46,19 @@ func allowed(s *Spec) []cgroup.Device {
 	if s.Privileged {
 		return nil
 	}
+	if s.AllowDevices != nil {
+		for _, d := range s.AllowDevices {
+			if d.Type == 'a' && len(d.Access) == 3 {
+				return nil
+			}
+		}
+		return s.AllowDevices
+	}
 	list := slices.Clone(cgroup.DefaultDevices)
 	for _, d := range s.Devices {
+		if d.Type == 'p' {
+			continue // no device
+		}
 		access, kind := d.Access, d.Type
 		if access == "" {
 			access = "rwm"
@@ -62,8 +73,7 @@ func allowed(s *Spec) []cgroup.Device {
 
 // mounts shows the sandbox those hierarchies in which it has a group of its
 // own, as roots of its own.
-func (g groups) mounts(readonly bool) []Mount {
-	const dir = "/sys/fs/cgroup"
+func (g groups) mounts(dir string, readonly bool) []Mount {
 	m := Mount{NoSuid: true, NoDev: true, NoExec: true, ReadOnly: readonly}
 	if len(g.V1) == 0 {
 		if g.V2 == "" {

@@ -102,6 +102,11 @@ func (p *Process) Kill() error {
 	return err
 }
 
+// Release leaves a Detached sandbox to itself: the context of Start is no
+// longer watched, and Wait must not be called. Its control group is for
+// others to remove.
+func (p *Process) Release() { p.stop() }
+
 // Wait waits until the command has ended and, where it is the sandbox's
 // first, nothing of the sandbox is left: no process, no control group. Later
 // calls return the same.

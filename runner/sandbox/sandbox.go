@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kiln.build/runner/sandbox/cgroup"
+	"kiln.build/runner/sandbox/seccomp"
 )
 
 // Command is what runs in a sandbox and with which rights: the part of a
@@ -38,6 +39,9 @@ type Command struct {
 	// Ambient are names of Capabilities that a command of another UID keeps.
 	Ambient []string
 
+	// Sets, if set, are the capabilities in place of Capabilities and
+	// Ambient.
+	Sets *CapabilitySets
 	// Privileged gives what BuildKit's --security=insecure and docker's
 	// --privileged give: all capabilities of the caller, no seccomp filter,
 	// no masked or read-only paths, a writable /sys, every device. It is no
@@ -95,14 +99,16 @@ type Spec struct {
 	Hostname   string // empty keeps the caller's
 	Domainname string
 
-	// Network, IPC, UTS and PID are new namespaces unless they say
-	// otherwise. A new network namespace has only its loopback, up. PID can
-	// be new or the host's.
+	// Network, IPC, UTS, PID, Cgroup and Mount are new namespaces unless they
+	// say otherwise. A new network namespace has only its loopback, up.
+	// Without a new mount namespace the root is attached nowhere, as with
+	// chroot(2), which a privileged command gets out of (Linux 6.15).
 	Network Namespace
 	IPC     Namespace
 	UTS     Namespace
 	PID     Namespace
 	Cgroup  Namespace
+	Mount   Namespace
 
 	// UIDMap and GIDMap, if set, put the sandbox into a user namespace of
 	// its own.
@@ -132,6 +138,11 @@ type Spec struct {
 	ShmSize int64
 
 	Limits Limits
+	// Settings are values of the control group that Limits has no field for.
+	Settings []cgroup.Setting
+	// AllowDevices, if set, are the devices that may be opened, in place of
+	// the default ones and Devices; one of type 'a' is all of them.
+	AllowDevices []cgroup.Device
 
 	// CgroupName names the sandbox's control groups below Limits.Parent;
 	// empty is a new name. Where groups cannot be made and Limits asks for
@@ -157,6 +168,37 @@ type Spec struct {
 	// exist and before anything runs in them, to attach interfaces. An
 	// error ends the start.
 	NetworkReady func(ctx context.Context, pid int) error
+
+	// Prepare is as NetworkReady, but called when all namespaces are those of
+	// the sandbox and before its root is made, for which it is waited: mounts
+	// made on RootPath in the namespace of process pid become part of it.
+	Prepare func(ctx context.Context, pid int) error
+	// CreateHooks run after Prepare, in the sandbox's namespaces but before
+	// the host's files are out of sight, with the caller's rights;
+	// StartHooks right before the command, with its rights. Each reads what
+	// HookInput returns.
+	CreateHooks, StartHooks []Hook
+	HookInput               func(pid int) []byte
+	// Hold, if set, is a FIFO opened for reading and writing: Start returns
+	// when all is done but to execute the command, and that happens once a
+	// byte is read from it. The sandbox has to be Detached.
+	Hold *os.File
+	// Propagation is that of the root mount: "" is private; "slave" receives
+	// later mounts of the host, "shared" and "unbindable" are as they say.
+	Propagation string
+}
+
+// CapabilitySets are a process's sets of capabilities.
+type CapabilitySets struct {
+	Bounding, Permitted, Effective, Inheritable, Ambient []string
+}
+
+// Hook is a program to run at some point of a start. It has to end well and
+// within Timeout, where that is not 0.
+type Hook struct {
+	Path      string
+	Args, Env []string
+	Timeout   time.Duration
 }
 
 // Namespace says which namespace a sandbox gets: a new one (the zero value),
@@ -189,8 +231,13 @@ type Mount struct {
 
 	// Type is "tmpfs", "proc", "sysfs", "devpts", "mqueue" or "cgroup".
 	Type string
+	// Name is what the list of mounts shows as the source of one with a Type;
+	// empty is its Type.
+	Name string
 
-	ReadOnly, NoSuid, NoDev, NoExec bool
+	ReadOnly, NoSuid, NoDev, NoExec  bool
+	NoAtime, StrictAtime, NoDirAtime bool
+	NoSymFollow                      bool
 
 	// Propagation of a bind mount: "" is private, "slave" receives later
 	// mounts of the host, "shared" keeps an FD's as it is.
@@ -207,7 +254,7 @@ type Mount struct {
 // Device is a device node of a sandbox.
 type Device struct {
 	Path         string // in the sandbox, such as "/dev/fuse"
-	Type         byte   // 'c' or 'b'
+	Type         byte   // 'c', 'b', or 'p' for a FIFO; 0 is 'c'
 	Major, Minor uint32
 	Mode         uint32 // permission bits; zero is 0666
 	UID, GID     int
@@ -246,6 +293,8 @@ type Seccomp struct {
 
 	// Profile is a profile in docker's JSON form; empty is the default one.
 	Profile []byte
+	// Rules, if set, are the profile.
+	Rules *seccomp.Profile
 }
 
 // Status is how a sandbox's command ended.

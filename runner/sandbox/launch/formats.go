@@ -12,7 +12,7 @@ func (l *launch) formats() error {
 		return nil
 	}
 	const step = "make a binfmt_misc instance"
-	fd, err := newMount("binfmt_misc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	fd, err := newMount("binfmt_misc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC, "")
 	switch err {
 	case nil:
 	case unix.ENODEV:

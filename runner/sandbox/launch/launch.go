@@ -31,11 +31,13 @@ const Conn = 3
 
 // The kinds of Message.
 const (
-	KindError   = 'e' // Step, Text, Code: the start has failed
-	KindCreated = 'c' // Text: a path made in the root as a mount point
-	KindPTY     = 'p' // the terminal's master, as SCM_RIGHTS
-	KindFormats = 'b' // the binfmt_misc instance, as SCM_RIGHTS
-	KindExec    = 'x' // all is done: end of file now means success
+	KindError      = 'e' // Step, Text, Code: the start has failed
+	KindCreated    = 'c' // Text: a path made in the root as a mount point
+	KindPTY        = 'p' // the terminal's master, as SCM_RIGHTS
+	KindFormats    = 'b' // the binfmt_misc instance, as SCM_RIGHTS
+	KindNamespaces = 'n' // the namespaces are there: the root waits for a byte
+	KindHeld       = 'h' // all is done but to execute the command
+	KindExec       = 'x' // all is done: end of file now means success
 )
 
 // Message goes from the init to the parent: one record of a seqpacket
@@ -102,6 +104,8 @@ type launch struct {
 	pts  int // devpts, once attached
 	null int // the host's /dev/null, in a user namespace
 
+	held bool // the parent has gone
+
 	hostNodes map[string]int // the host's devices by name, there too
 }
 
@@ -122,7 +126,11 @@ func Main() {
 		var c *Config
 		c, err = receive()
 		if err == nil {
-			err = (&launch{Config: c, root: -1, proc: -1, pts: -1}).run()
+			l := &launch{Config: c, root: -1, proc: -1, pts: -1}
+			err = l.run()
+			if l.held { // nobody else listens
+				os.Stderr.WriteString("kiln: " + err.Error() + "\n")
+			}
 		}
 	}
 	m := Message{Kind: KindError, Step: "start", Code: 0}
@@ -167,6 +175,9 @@ func (l *launch) run() error {
 // the machine.
 func (l *launch) makeRoot() error {
 	if err := l.joinNamespaces(); err != nil {
+		return err
+	}
+	if err := l.prepared(); err != nil {
 		return err
 	}
 	// All of the host that is needed is opened first, as detached mounts.

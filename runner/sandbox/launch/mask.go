@@ -12,7 +12,7 @@ func (l *launch) openMask() (int, error) {
 	if len(l.Masked) == 0 {
 		return -1, nil
 	}
-	fd, err := newMount("tmpfs", []string{"mode=755", "size=64k"}, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
+	fd, err := newMount("tmpfs", []string{"mode=755", "size=64k"}, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, "")
 	if err != nil {
 		return -1, fail(step, "", err)
 	}

@@ -19,7 +19,7 @@ func (l *launch) openRoot() error {
 	l.root = root
 	// Mounts made in the sandbox do not show on the host, nor later ones of
 	// the host in the sandbox.
-	return fail("make the root private", "", l.reshape(root, &Mount{}))
+	return fail("make the root private", "", l.reshape(root, &Mount{Propagation: l.Propagation}))
 }
 
 // openMounts opens all mounts, detached. It has to happen while the host's
@@ -38,7 +38,7 @@ func (l *launch) openMounts() ([]int, error) {
 		}
 	}
 	if l.proc < 0 {
-		fd, err := newMount("proc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+		fd, err := newMount("proc", nil, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC, "")
 		if err != nil {
 			fd, err = unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		}
@@ -65,13 +65,13 @@ func (l *launch) open(m *Mount) (int, error) {
 	if m.Kind == "tmpfs" {
 		flags &^= unix.MOUNT_ATTR_RDONLY // see seal
 	}
-	fd, err := newMount(m.Kind, m.Options, flags)
+	fd, err := newMount(m.Kind, m.Options, flags, m.Source)
 	switch {
 	case err == nil:
 		return fd, nil
 	case m.Kind == "devpts" && err == unix.EINVAL:
 		// Group 5, "tty", is not mapped in this user namespace.
-		return newMount(m.Kind, without(m.Options, "gid="), flags)
+		return newMount(m.Kind, without(m.Options, "gid="), flags, m.Source)
 	case m.Kind == "sysfs" && err == unix.EPERM:
 		// A network namespace that is not ours: its sysfs cannot be had, so
 		// take the one that is there.
@@ -101,26 +101,36 @@ func cloneTree(path string, recursive bool) (int, error) {
 // about the top mount alone.
 func (l *launch) reshape(fd int, m *Mount) error {
 	attr := &unix.MountAttr{Attr_set: m.Flags}
+	if m.Flags&unix.MOUNT_ATTR__ATIME != 0 {
+		attr.Attr_clr = unix.MOUNT_ATTR__ATIME // one of several values
+	}
 	if l.NoDevices {
 		attr.Attr_set |= unix.MOUNT_ATTR_NODEV
 	}
 	switch m.Propagation {
 	case "":
 		attr.Propagation = unix.MS_PRIVATE
+	case "private":
+		attr.Propagation = unix.MS_PRIVATE
 	case "slave":
 		attr.Propagation = unix.MS_SLAVE
+	case "unbindable":
+		attr.Propagation = unix.MS_UNBINDABLE
 	}
 	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
 }
 
 // newMount makes a file system and returns it as a detached mount.
-func newMount(kind string, options []string, flags uint64) (int, error) {
+func newMount(kind string, options []string, flags uint64, source string) (int, error) {
+	if source == "" {
+		source = kind
+	}
 	fsfd, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(fsfd)
-	if err := unix.FsconfigSetString(fsfd, "source", kind); err != nil {
+	if err := unix.FsconfigSetString(fsfd, "source", source); err != nil {
 		return -1, err
 	}
 	for _, o := range options {
@@ -153,6 +163,12 @@ func without(options []string, prefix string) []string {
 // pivot makes the new root the root and lets go of the old one.
 func (l *launch) pivot() error {
 	const step = "change the root"
+	if l.Chroot {
+		if err := unix.Fchdir(l.root); err != nil {
+			return fail(step, "enter the new root", err)
+		}
+		return fail(step, "chroot", unix.Chroot("."))
+	}
 	// Else the mounts below would propagate to the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fail(step, "make mounts private", err)
@@ -179,6 +195,11 @@ func (l *launch) pivot() error {
 		return fail(step, "detach the old root", err)
 	}
 	unix.Close(old)
+	if l.Propagation == "shared" {
+		if err := unix.Mount("", "/", "", unix.MS_SHARED, ""); err != nil {
+			return fail(step, "share it", err)
+		}
+	}
 	return fail(step, "enter the new root", unix.Chdir("/"))
 }
 

@@ -79,6 +79,9 @@ func mountPoint(root int, target string, dir bool, made func(parent int, name st
 		var buf [unix.PathMax]byte
 		n, err := unix.Readlinkat(parent, name, buf[:])
 		unix.Close(parent)
+		if err == unix.EINVAL {
+			continue // made meanwhile, by another sandbox over the same root
+		}
 		if err != nil {
 			return -1, err
 		}

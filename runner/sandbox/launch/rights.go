@@ -35,6 +35,12 @@ func (l *launch) drop() error {
 	if err := l.directory(); err != nil {
 		return err
 	}
+	// Nothing of the host's descriptors goes over the exec (CVE-2024-21626):
+	// all are close-on-exec from their birth, and this is the second bar. It
+	// comes before the filter, which may not allow it.
+	if err := unix.CloseRange(Conn, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fail("close descriptors", "", err)
+	}
 	if l.NoNewPrivs {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return fail("set no_new_privs", "", err)
@@ -46,8 +52,9 @@ func (l *launch) drop() error {
 	if err != nil {
 		return fail("read capabilities", "", err)
 	}
-	l.Caps, l.Ambient = l.Caps&have, l.Ambient&have
-	if err := setCaps(l.Caps, l.Ambient); err != nil {
+	l.Caps, l.Inheritable = l.Caps&have, l.Inheritable&have&l.Bounding
+	l.Effective, l.Ambient = l.Effective&l.Caps, l.Ambient&l.Caps&l.Inheritable
+	if err := setCaps(l.Caps, l.Effective, l.Inheritable); err != nil {
 		return fail("set capabilities", "", err)
 	}
 	if err := l.ambient(); err != nil {
@@ -111,7 +118,7 @@ func (l *launch) setIDs() error {
 	if err != nil {
 		return fail("read capabilities", "", err)
 	}
-	return fail("raise capabilities", "", setCaps(caps, 0))
+	return fail("raise capabilities", "", setCaps(caps, caps, 0))
 }
 
 // getCaps returns the permitted set.
@@ -126,12 +133,14 @@ func getCaps() (uint64, error) {
 
 // setCaps sets the permitted and effective sets, and the inheritable one,
 // which is empty but for what is to become ambient (CVE-2022-24769).
-func setCaps(caps, inheritable uint64) error {
+func setCaps(caps, effective, inheritable uint64) error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	for i := range data {
-		word := uint32(caps >> (32 * i))
-		data[i] = unix.CapUserData{Effective: word, Permitted: word, Inheritable: uint32(inheritable >> (32 * i))}
+		shift := 32 * i
+		data[i] = unix.CapUserData{
+			Effective: uint32(effective >> shift), Permitted: uint32(caps >> shift), Inheritable: uint32(inheritable >> shift),
+		}
 	}
 	return unix.Capset(&head, &data[0])
 }
@@ -181,7 +190,7 @@ func (l *launch) directory() error {
 }
 
 // filter loads the system call filter. It has to allow what follows:
-// capset, prctl, umask, close_range, execve and writing to the parent.
+// capset, prctl, umask, execve and writing to the parent.
 func (l *launch) filter() error {
 	if len(l.Filter) == 0 {
 		return nil

@@ -17,9 +17,17 @@ func (l *launch) joinNamespaces() error {
 		{l.JoinNet, unix.CLONE_NEWNET, "network"},
 		{l.JoinIPC, unix.CLONE_NEWIPC, "ipc"},
 		{l.JoinUTS, unix.CLONE_NEWUTS, "uts"},
+		{l.JoinCgroup, unix.CLONE_NEWCGROUP, "control group"},
+		{l.JoinMount, unix.CLONE_NEWNS, "mount"},
 	} {
 		if ns.fd < 0 {
 			continue
+		}
+		if ns.kind == unix.CLONE_NEWNS {
+			// It takes a thread that shares its root with no other.
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return fail("join the "+ns.name+" namespace", "", err)
+			}
 		}
 		if err := unix.Setns(ns.fd, ns.kind); err != nil {
 			return fail("join the "+ns.name+" namespace", "", err)
