@@ -105,6 +105,8 @@ func (e *Exporter) export(ctx context.Context, o Output, platforms []Image) (Res
 		return Result{}, errors.New("there is nothing to export")
 	}
 	switch {
+	case o.Type == TypeCacheOnly:
+		return Result{}, nil
 	case o.Type == TypeTar:
 		return Result{}, e.exportTar(ctx, o, platforms)
 	case o.Type == TypeLocal:

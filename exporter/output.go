@@ -25,6 +25,8 @@ const (
 	TypeDocker   Type = "docker"   // tar for docker load; without Dest as TypeImage
 	TypeTar      Type = "tar"      // the root file system, as a tar
 	TypeLocal    Type = "local"    // the root file system, in a folder
+
+	TypeCacheOnly Type = "cacheonly" // nowhere: all is built and cached
 )
 
 // An Output says where the result of a build goes. [ParseOutput] makes one of
@@ -70,6 +72,8 @@ var outputTypes = map[Type][]string{
 	TypeDocker:   append([]string{"name", "dest", "tar"}, imageKeys...),
 	TypeTar:      {"dest", "platform-split"},
 	TypeLocal:    {"dest", "platform-split", "mode"},
+
+	TypeCacheOnly: {},
 }
 
 var imageKeys = []string{"compression", "compression-level", "force-compression", "oci-mediatypes", "annotation.*"}
@@ -109,8 +113,6 @@ func parseOutput(s string) (Output, error) {
 	switch {
 	case o.Type == "":
 		return o, fmt.Errorf("no type: must be one of %s", typeNames())
-	case o.Type == "cacheonly":
-		return o, fmt.Errorf("type %q is not needed: what is built is cached in any case; leave --output and --tag out", o.Type)
 	case !ok:
 		return o, fmt.Errorf("unknown type %q: must be one of %s", o.Type, typeNames())
 	}
@@ -122,6 +124,9 @@ func parseOutput(s string) (Output, error) {
 		k = strings.ToLower(strings.TrimSpace(k))
 		if k == "type" {
 			continue
+		}
+		if len(accepted) == 0 {
+			return o, fmt.Errorf("type %s has no keys: %q", o.Type, k)
 		}
 		if !accepts(accepted, k) {
 			return o, fmt.Errorf("type %s has no key %q: must be one of %s", o.Type, k, strings.Join(accepted, ", "))
@@ -275,7 +280,9 @@ func splitNames(v string) ([]string, error) {
 }
 
 // Files reports whether the output is the bare files, without an image.
-func (o Output) Files() bool { return o.Type == TypeTar || o.Type == TypeLocal }
+func (o Output) Files() bool {
+	return o.Type == TypeTar || o.Type == TypeLocal || o.Type == TypeCacheOnly
+}
 
 // InStore reports whether the output puts an image into the local store.
 func (o Output) InStore() bool {

@@ -71,7 +71,7 @@ func TestParseOutputErrors(t *testing.T) {
 		"type=image,annotation-top.k=v":                       "unknown place",
 		"type=image,annotation-index[linux/amd64].k=v":        "no platform",
 		"type=image,annotation.k":                             "must be key=value",
-		"type=cacheonly":                                      "not needed",
+		"type=cacheonly,dest=x":                               "has no keys",
 		"type=local,dest=x,mode=delete":                       "must be copy",
 		"type=image,annotation-manifest[not/a/plat/form].k=v": "not/a/plat/form",
 	} {

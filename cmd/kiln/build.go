@@ -502,7 +502,7 @@ func (b *builder) export(ctx context.Context, built []exporter.Image) error {
 		if !o.Files() {
 			last = r
 		}
-		if !b.flags.quiet && b.flags.progress != "none" {
+		if !b.flags.quiet && b.flags.progress != "none" && o.Type != exporter.TypeCacheOnly {
 			b.report(o, r)
 		}
 	}

@@ -95,7 +95,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.iidFile, "iidfile", "", "file to write the image ID to")
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "file to write the result's digests to, as JSON")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "print only the image ID")
-	fs.StringArrayVarP(&f.outputs, "output", "o", nil, "where the result goes, type=image|oci|docker|tar|local|registry[,dest=PATH,…] or DIR (repeatable)")
+	fs.StringArrayVarP(&f.outputs, "output", "o", nil, "where the result goes, type=image|oci|docker|tar|local|registry|cacheonly[,dest=PATH,…] or DIR (repeatable)")
 	fs.BoolVar(&f.push, "push", false, "push the image to its registry: --output type=registry")
 	fs.BoolVar(&f.load, "load", false, "keep the image in the local store (the default)")
 	fs.StringVar(&f.progress, "progress", envOr("BUILDKIT_PROGRESS", "auto"), "auto, plain, tty, quiet or none")
