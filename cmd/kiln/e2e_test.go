@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -52,9 +53,10 @@ var programs = sync.OnceValues(func() (built struct{ kiln, toolbox string }, err
 
 // world is a store of its own with the tool box imported, and the program.
 type world struct {
-	t    *testing.T
-	kiln string
-	root string
+	t      *testing.T
+	kiln   string
+	root   string
+	prefix []string // what runs the program, if that is something else
 }
 
 func newWorld(t *testing.T) *world {
@@ -72,7 +74,8 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) command(ctx context.Context, args ...string) *exec.Cmd {
-	c := exec.CommandContext(ctx, w.kiln, args...)
+	args = append(append(slices.Clone(w.prefix), w.kiln), args...)
+	c := exec.CommandContext(ctx, args[0], args[1:]...)
 	c.Env = append(os.Environ(), "KILN_ROOT="+w.root)
 	return c
 }

@@ -76,10 +76,13 @@ func ofd(f *os.File, cmd int, l *unix.Flock_t) error {
 
 func (c *Container) lockPath() string { return filepath.Join(c.dir, "lock") }
 
+// errLive says that the container has to be ended first.
+var errLive = errors.New("the container runs")
+
 // lock takes the right to change the container's state, which its monitor
 // has for as long as it lives. Whoever else has it, to start or remove the
 // container or just after its end, is waited for; a container that runs is
-// not: the verb is then refused, or is errNothingToDo.
+// not: the verb is then refused, or is errNothingToDo, or errLive.
 func (c *Container) lock(ctx context.Context, v Verb) (*fileLock, State, error) {
 	for {
 		l, err := tryLock(c.lockPath())
@@ -96,15 +99,28 @@ func (c *Container) lock(ctx context.Context, v Verb) (*fileLock, State, error) 
 			stErr = &NotFoundError{c.Name}
 		}
 		if err == nil && stErr == nil {
-			return l, settled(st), nil
+			if st.Status.Live() {
+				// Written down, since from now on it would look as if the
+				// lock were that of a monitor.
+				st = settled(st)
+				stErr = c.setState(st)
+			}
+			if stErr == nil {
+				return l, st, nil
+			}
+			l.unlock()
+			return nil, st, stErr
 		}
 		if l != nil {
 			l.unlock()
 		}
 		if stErr == nil && st.Status.Live() {
 			var do bool
-			if do, stErr = c.may(v, st.Status); stErr == nil && !do {
+			if do, stErr = c.may(v, st.Status); stErr == nil {
 				stErr = errNothingToDo
+				if do {
+					stErr = errLive
+				}
 			}
 		}
 		if stErr != nil {

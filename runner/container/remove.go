@@ -21,11 +21,14 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 	verb := Remove
 	if o.Force {
 		verb = ForceRemove
+	}
+	l, _, err := c.lock(ctx, verb)
+	for errors.Is(err, errLive) { // again where somebody else starts it
 		if err := c.end(ctx, unix.SIGKILL); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		l, _, err = c.lock(ctx, verb)
 	}
-	l, _, err := c.lock(ctx, verb)
 	if o.Force && errors.Is(err, fs.ErrNotExist) {
 		return nil // it was to remove itself
 	}

@@ -129,8 +129,16 @@ func (c *Container) Stop(ctx context.Context, seconds *int) error {
 // terminate has the monitor not start the container again, and sends the
 // signal, which a paused container would not see.
 func (c *Container) terminate(ctx context.Context, s unix.Signal) error {
-	if err := c.ask(ctx, request{Do: doHold}, nil); err != nil {
-		return ignoreEnded(err)
+	err := c.ask(ctx, request{Do: doHold}, nil)
+	for errors.Is(err, errEnded) {
+		// Ended, or not answering yet.
+		if st, err := c.State(); err != nil || !st.Status.Live() {
+			return ignoreEnded(err)
+		}
+		err = c.ask(ctx, request{Do: doHold}, nil)
+	}
+	if err != nil {
+		return err
 	}
 	if err := c.signal(s); err != nil {
 		return ignoreEnded(err)
@@ -138,7 +146,7 @@ func (c *Container) terminate(ctx context.Context, s unix.Signal) error {
 	if st, err := c.State(); err != nil || st.Status != Paused {
 		return ignoreEnded(err)
 	}
-	err := c.ask(ctx, request{Do: doUnpause}, nil)
+	err = c.ask(ctx, request{Do: doUnpause}, nil)
 	if st, stErr := c.State(); stErr != nil || st.Status != Paused {
 		return nil // somebody else was faster
 	}

@@ -37,7 +37,8 @@ func pidNamespace() uint64 {
 	return st.Ino
 }
 
-// startTime returns when a process started, in clock ticks since boot.
+// startTime returns when a process that lives started, in clock ticks since
+// boot.
 func startTime(pid int) (uint64, bool) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -45,7 +46,7 @@ func startTime(pid int) (uint64, bool) {
 	}
 	// The name, in parentheses, may hold anything; field 22 is the time.
 	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(f) < 20 {
+	if len(f) < 20 || f[0] == "Z" || f[0] == "X" { // one that is dead may stay for long
 		return 0, false
 	}
 	t, err := strconv.ParseUint(f[19], 10, 64)

@@ -1,0 +1,411 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// soak reports whether tests should take their time.
+func soak() bool { return os.Getenv("KILN_SOAK") != "" }
+
+// load is a world with a network of its own, in which containers are many and
+// all that they leave behind is to be seen.
+type load struct {
+	*world
+	net      netns.NsHandle
+	mark     string // in the environment of all containers' processes
+	monitors sync.Map
+}
+
+func newLoad(t *testing.T) *load {
+	w := newWorld(t)
+	if _, err := exec.LookPath("nsenter"); err != nil {
+		t.Skip("needs nsenter")
+	}
+	// The network namespace is the thread's; a descriptor of it is all we keep.
+	ns := make(chan netns.NsHandle)
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this
+		h, err := netns.New()
+		failed <- err
+		ns <- h
+	}()
+	if err := <-failed; err != nil {
+		t.Skipf("needs a network namespace: %v", err)
+	}
+	l := &load{world: w, net: <-ns, mark: fmt.Sprintf("KILN_LOAD=%d-%d", os.Getpid(), time.Now().UnixNano())}
+	t.Cleanup(func() { _ = l.net.Close() })
+	w.prefix = []string{"nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(l.net))}
+	t.Cleanup(func() {
+		// Whatever failed, nothing stays.
+		ids, _ := l.command(context.Background(), "ps", "-aq").Output()
+		for _, id := range strings.Fields(string(ids)) {
+			_ = l.command(context.Background(), "rm", "-f", id).Run()
+		}
+	})
+	return l
+}
+
+// try runs a command that must end by itself within a time, and in an orderly
+// way.
+func (l *load) try(args ...string) (stdout string, code int, err error) {
+	ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
+	defer cancel()
+	var out, errs bytes.Buffer
+	c := l.command(ctx, args...)
+	c.Stdout, c.Stderr = &out, &errs
+	c.WaitDelay = time.Second
+	err = c.Run()
+	var exit *exec.ExitError
+	if ctx.Err() != nil || err != nil && !errors.As(err, &exit) {
+		return "", 0, fmt.Errorf("kiln %q: %v, %s", args, err, &errs)
+	}
+	for _, bad := range []string{"panic", "goroutine ", "monitor ended", "nil pointer", "i/o timeout", "bad file descriptor", "interrupted"} {
+		if strings.Contains(errs.String(), bad) {
+			return "", 0, fmt.Errorf("kiln %q: %s", args, &errs)
+		}
+	}
+	return out.String(), c.ProcessState.ExitCode(), nil
+}
+
+// ok is try for a command that must succeed.
+func (l *load) ok(args ...string) (string, error) {
+	out, code, err := l.try(args...)
+	if err == nil && code != 0 {
+		_, stderr, _ := l.run(args...)
+		err = fmt.Errorf("kiln %q: exit status %d; again: %s", args, code, stderr)
+	}
+	return out, err
+}
+
+// create are the arguments that start a container of this load.
+func (l *load) create(name, network string, command ...string) []string {
+	return slices.Concat([]string{"--name", name, "--network", network, "-e", l.mark, "toolbox"}, command)
+}
+
+// processes are those that a world's commands, or a load's containers, have.
+func processes(environment string) []int {
+	var pids []int
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, f := range files {
+		env, err := os.ReadFile(f)
+		if err == nil && slices.Contains(strings.Split(string(env), "\x00"), environment) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// running are the store's monitors.
+func (l *load) running() []int {
+	var monitors []int
+	for _, pid := range processes("KILN_ROOT=" + l.root) {
+		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if bytes.Contains(cmd, []byte("\x00monitor\x00")) {
+			l.monitors.Store(pid, true)
+			monitors = append(monitors, pid)
+		}
+	}
+	return monitors
+}
+
+// left lists what containers must not leave: see [world.leftovers]; besides,
+// processes, control groups, interfaces and firewall rules.
+func (l *load) left() []string {
+	l.t.Helper()
+	left := l.leftovers()
+	for _, pid := range processes(l.mark) {
+		left = append(left, fmt.Sprintf("process %d of a container", pid))
+	}
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/kiln/*")
+	more, _ := filepath.Glob("/sys/fs/cgroup/kiln/*")
+	for _, g := range append(groups, more...) {
+		var ns, pid, start, n int
+		if c, _ := fmt.Sscanf(filepath.Base(g), "%d-%d-%d-%d", &ns, &pid, &start, &n); c != 4 {
+			continue
+		}
+		if _, ours := l.monitors.Load(pid); ours {
+			left = append(left, "control group "+g)
+		}
+	}
+	dev, err := exec.Command(l.prefix[0], append(l.prefix[1:], "cat", "/proc/net/dev")...).Output()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^ *(\w+):`).FindAllSubmatch(dev, -1) {
+		if name := string(m[1]); name != "lo" && name != "kiln0" {
+			left = append(left, "interface "+name)
+		}
+	}
+	return left
+}
+
+// rules is the firewall of the load's network, as far as it can be counted.
+func (l *load) rules() (n int) {
+	c, err := nftables.New(nftables.WithNetNSFd(int(l.net)))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, chain := range chains {
+		rules, err := c.GetRules(chain.Table, chain)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		n += len(rules)
+	}
+	return n
+}
+
+// nothingLeft removes all containers and looks for leftovers.
+func (l *load) nothingLeft(rules int) {
+	l.t.Helper()
+	l.running()
+	ids, _ := l.must("ps", "-aq")
+	if all := strings.Fields(ids); len(all) > 0 {
+		l.must(append([]string{"rm", "-f"}, all...)...)
+	}
+	if out, _ := l.must("ps", "-aq"); out != "" {
+		l.t.Errorf("after rm -f there are still containers: %s", out)
+	}
+	waitFor(l.t, "leftovers to go", func() bool {
+		// What killed processes leave is swept by the next one.
+		l.must("run", "--rm", "--network", "none", "toolbox", "true")
+		return len(l.left()) == 0
+	})
+	for _, x := range l.left() {
+		l.t.Error(x)
+	}
+	for _, dir := range []string{"containers", "volumes"} {
+		files, _ := filepath.Glob(filepath.Join(l.root, dir, "*"))
+		for _, f := range files {
+			if filepath.Base(f) != ".names" {
+				l.t.Errorf("file %s", f)
+			}
+		}
+	}
+	if n := l.rules(); n != rules {
+		l.t.Errorf("%d firewall rules, %d before", n, rules)
+	}
+}
+
+// TestConcurrentContainers has eight clients go through the whole life of
+// many containers at once, and then of the same few.
+func TestConcurrentContainers(t *testing.T) {
+	l := newLoad(t)
+	const clients = 8
+	each, steps := 3, 8
+	if soak() {
+		each, steps = 200/clients, 60
+	}
+	l.must(append([]string{"run", "--rm"}, l.create("first", "bridge", "true")...)...)
+	rules := l.rules()
+	looking, stop := context.WithCancel(t.Context())
+	looked := make(chan error, 1)
+	go func() {
+		var err error
+		for looking.Err() == nil && err == nil {
+			_, err = l.ok("ps", "-a")
+		}
+		looked <- err
+	}()
+	var g errgroup.Group
+	for client := range clients {
+		g.Go(func() error {
+			var names []string
+			for i := range each {
+				names = append(names, fmt.Sprintf("c%d-%d", client, i))
+			}
+			for i, n := range names {
+				if _, err := l.ok(append([]string{"run", "-d"}, l.create(n, []string{"none", "bridge"}[i%2], "sleep", "1000")...)...); err != nil {
+					return err
+				}
+			}
+			for _, verb := range [][]string{{"pause"}, {"unpause"}, {"exec", "NAME", "true"}, {"stop", "-t", "0"}, {"start"}, {"kill"}, {"wait"}, {"restart", "-t", "0"}} {
+				args := append(slices.Clone(verb), names...)
+				if slices.Contains(verb, "NAME") {
+					args = slices.Clone(verb)
+					args[1] = names[0]
+				}
+				if _, err := l.ok(args...); err != nil {
+					return err
+				}
+			}
+			_, err := l.ok(append([]string{"rm", "-f"}, names...)...)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	// Everybody does anything to the same few: it may be refused, and no more.
+	verbs := [][]string{
+		{"start"}, {"stop", "-t", "0"}, {"kill"}, {"pause"}, {"unpause"}, {"restart", "-t", "0"}, {"rm"}, {"rm", "-f"},
+		{"logs"}, {"inspect"}, {"top"}, {"update", "--pids-limit", "99"}, {"exec", "-d", "NAME", "true"}, {"run"}, {"run"},
+	}
+	for client := range clients {
+		g.Go(func() error {
+			r := rand.New(rand.NewPCG(1, uint64(client)))
+			for range steps {
+				name := fmt.Sprintf("shared%d", r.IntN(3))
+				args := slices.Clone(verbs[r.IntN(len(verbs))])
+				switch i := slices.Index(args, "NAME"); {
+				case args[0] == "run":
+					args = append([]string{"run", "-d"}, l.create(name, "none", "sleep", "1000")...)
+				case i >= 0:
+					args[i] = name
+				default:
+					args = append(args, name)
+				}
+				if _, _, err := l.try(args...); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	stop()
+	if err := <-looked; err != nil && t.Context().Err() == nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	l.nothingLeft(rules)
+}
+
+// TestKilledContainers kills monitors and commands at random moments. What ps
+// says afterwards is true, and rm -f leaves nothing.
+func TestKilledContainers(t *testing.T) {
+	l := newLoad(t)
+	rounds := 12
+	if soak() {
+		rounds = 300
+	}
+	l.must(append([]string{"run", "--rm"}, l.create("first", "bridge", "true")...)...)
+	rules := l.rules()
+	r := rand.New(rand.NewPCG(2, 2))
+	for round := range rounds {
+		name := fmt.Sprintf("victim%d", round)
+		network := []string{"none", "bridge"}[round%2]
+		commands := [][]string{
+			append([]string{"run"}, l.create(name, network, "sleep", "1000")...),
+			append([]string{"run", "-d", "--rm"}, l.create(name, network, "sleep", "1000")...),
+			append([]string{"run", "-d", "--restart", "always"}, l.create(name, network, "sh", "-c", "sleep 0.01")...),
+			{"start", "old"}, {"restart", "-t", "0", "old"}, {"stop", "-t", "0", "old"}, {"rm", "-f", "old"}, {"pause", "old"},
+		}
+		if round%3 == 0 {
+			l.run(append([]string{"run", "-d"}, l.create("old", "none", "sleep", "1000")...)...)
+		}
+		c := l.command(t.Context(), commands[r.IntN(len(commands))]...)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// Not synchronisation: the point is to strike anywhere.
+		time.Sleep(time.Duration(r.IntN(80)) * time.Millisecond)
+		if monitors := l.running(); len(monitors) > 0 && r.IntN(2) == 0 {
+			_ = unix.Kill(monitors[r.IntN(len(monitors))], unix.SIGKILL)
+			time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond)
+		}
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		if round%3 == 2 {
+			l.truth()
+		}
+	}
+	l.nothingLeft(rules)
+}
+
+// truth compares what ps says with the processes that there are.
+func (l *load) truth() {
+	l.t.Helper()
+	// A monitor that was killed takes its container with it, in the kernel's
+	// own time; one that starts a container says so when it runs.
+	var wrong string
+	waitFor(l.t, "the truth", func() bool {
+		wrong = l.compare()
+		return wrong == ""
+	})
+	if wrong != "" {
+		l.t.Error(wrong)
+	}
+}
+
+func (l *load) compare() string {
+	out, _ := l.must("ps", "-a", "--format", "{{.Names}} {{.State}}")
+	claimed := 0
+	for line := range strings.Lines(out) {
+		name, state, _ := strings.Cut(strings.TrimSpace(line), " ")
+		text, _, code := l.run("inspect", "--format", "{{.State.Pid}} {{.State.Status}}", name)
+		if code != 0 {
+			return name + " is gone" // it removed itself; look again
+		}
+		var pid int
+		var now string
+		_, _ = fmt.Sscan(text, &pid, &now)
+		if now != state {
+			return fmt.Sprintf("%s is %s and then %s", name, state, now)
+		}
+		alive := pid > 0 && unix.Kill(pid, 0) == nil
+		switch {
+		case (state == "running" || state == "paused") && !alive:
+			return fmt.Sprintf("%s is %s and has no process", name, state)
+		case state == "running" || state == "paused":
+			claimed++
+		case alive:
+			return fmt.Sprintf("%s is %s and has process %d", name, state, pid)
+		}
+	}
+	if n := len(processes(l.mark)); claimed == 0 && n > 0 {
+		return fmt.Sprintf("nothing runs, but there are %d processes", n)
+	}
+	return ""
+}
+
+// TestForegroundOutlivesCommand kills the command that shows a container.
+func TestForegroundOutlivesCommand(t *testing.T) {
+	l := newLoad(t)
+	c := l.command(t.Context(), append([]string{"run"}, l.create("show", "none", "sh", "-c", "echo one; sleep 0.5; echo two")...)...)
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	if code, _ := l.must("wait", "show"); code != "0\n" {
+		t.Errorf("the container ended with %s", code)
+	}
+	if log, _ := l.must("logs", "show"); log != "one\ntwo\n" {
+		t.Errorf("its log is %q", log)
+	}
+}
