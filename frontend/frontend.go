@@ -61,11 +61,14 @@ type Resolver interface {
 // Context is a source of files, or of a base image, that has a name.
 type Context struct {
 	// One of these is set. Image is a reference or an oci-layout:// URL for
-	// the Resolver; Tar the path of an archive; Local says that it is a
-	// directory, known to the runner by the context's name.
+	// the Resolver; Root a leaf that makes a root file system, such as an
+	// op.Git; Local says that it is a directory, known to the runner by the
+	// context's name.
 	Image string
-	Tar   string
+	Root  solver.Op
 	Local bool
+
+	Fetched bool // Root was performed and shown before: its step has no name
 
 	Ignore     []string // patterns of the directory's .dockerignore
 	IgnoreFile string   // name of that file, for messages

@@ -130,6 +130,15 @@ func (r *Runner) lower(layers []solver.Layer) []string {
 	return dirs
 }
 
+// ReadFile reads a small file of a stack, following links inside it.
+func (r *Runner) ReadFile(layers []solver.Layer, path string) ([]byte, error) {
+	idx, err := r.Store.Index(layers)
+	if err != nil {
+		return nil, err
+	}
+	return r.readFile(layers, idx, path)
+}
+
 // readFile reads a small file of a stack, following links inside it.
 func (r *Runner) readFile(layers []solver.Layer, idx *tree.Index, path string) ([]byte, error) {
 	resolved, e, at, err := idx.Resolve(path, true)

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -32,14 +28,19 @@ import (
 func (a *app) buildCommand() *cobra.Command {
 	var f buildFlags
 	c := &cobra.Command{
-		Use:     "build [flags] PATH | -",
+		Use:     "build [flags] PATH | URL | -",
 		Aliases: []string{"b"},
 		Short:   "Build an image from a Dockerfile",
 		Long: `Build an image from a Dockerfile and the files in PATH.
 
 Steps whose command and inputs have not changed are taken from the cache.
-Without --output the image is kept in the local store. With "-" the Dockerfile
-is read from standard input and there are no files.
+Without --output the image is kept in the local store.
+
+PATH is a folder; URL is a git repository (https://host/path.git#ref:subdir,
+git@host:path, or with a query such as ?branch=main&subdir=app), or the http
+address of a tar archive or of a Dockerfile. With "-" a tar archive of the
+files, or a Dockerfile alone, is read from standard input. The Dockerfile is
+the one in there, unless --file names another.
 
 Each step that runs says why: what changed since the nearest earlier build.
 
@@ -50,6 +51,10 @@ Exit status: 0 if everything was built and exported, 1 if not; with --dry-run
   kiln build --platform linux/amd64,linux/arm64 -t registry.example.com/hello:1 --push .
   kiln build -o out .                      # the root file system, as files in out/
   kiln build -o type=oci,dest=hello.tar .  # an image for other tools
+  kiln build https://example.com/app.git#v1.2:docker
+  tar -cz . | kiln build -t hello -         # the files come as an archive
+  kiln build -f - . < Dockerfile            # the Dockerfile alone does
+  kiln build --build-context src=https://example.com/src.git#main .
   kiln build --dry-run .                   # what would run, and why`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -58,97 +63,6 @@ Exit status: 0 if everything was built and exported, 1 if not; with --dry-run
 	}
 	f.register(c.Flags())
 	return c
-}
-
-// buildInput is what a build reads before anything is solved.
-type buildInput struct {
-	dockerfile []byte
-	name       string // of the Dockerfile, for messages
-	dir        string // of the main context
-	ignore     []string
-	ignoreFile string
-	contexts   map[string]namedContext
-}
-
-// readInput finds the Dockerfile and the contexts.
-func (a *app) readInput(f *buildFlags, path string) (*buildInput, error) {
-	in := &buildInput{name: "Dockerfile", dir: path}
-	var err error
-	if in.contexts, err = parseContexts(f.contexts); err != nil {
-		return nil, err
-	}
-	if strings.Contains(path, "://") || strings.HasPrefix(path, "git@") {
-		return nil, fmt.Errorf("context %s: must be a folder, or - for a Dockerfile on standard input", path)
-	}
-	if path == "-" {
-		if f.file != "" {
-			return nil, errors.New("the Dockerfile is read from standard input: --file cannot be used with -")
-		}
-		in.dir, in.name = "", "-"
-	} else if fi, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("build context: %w", err)
-	} else if !fi.IsDir() {
-		return nil, fmt.Errorf("build context %s is not a folder", path)
-	}
-	if path == "-" || f.file == "-" {
-		in.name = "-"
-		in.dockerfile, err = readDockerfile(a.stdin)
-	} else {
-		in.dockerfile, in.name, err = findDockerfile(f.file, path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if in.dir != "" {
-		beside := in.name
-		if beside == "-" {
-			beside = ""
-		}
-		if in.ignore, in.ignoreFile, err = dockerfile.ReadIgnore(in.dir, beside); err != nil {
-			return nil, err
-		}
-	}
-	if dir, err := os.Getwd(); err == nil && filepath.IsAbs(in.name) {
-		if rel, err := filepath.Rel(dir, in.name); err == nil && !strings.HasPrefix(rel, "..") {
-			in.name = rel
-		}
-	}
-	return in, nil
-}
-
-// readDockerfile reads a Dockerfile from standard input; a tar there would be
-// a context, which is told apart by its magic number.
-func readDockerfile(r io.Reader) ([]byte, error) {
-	b := bufio.NewReader(r)
-	head, err := b.Peek(262)
-	if err == nil && bytes.Equal(head[257:262], []byte("ustar")) || bytes.HasPrefix(head, []byte{0x1f, 0x8b}) {
-		return nil, errors.New("standard input is an archive: unpack it and name the folder")
-	}
-	return io.ReadAll(b)
-}
-
-// findDockerfile reads the file that --file names, relative to the current
-// folder, or the one in the context.
-func findDockerfile(file, dir string) (text []byte, name string, err error) {
-	name = file
-	if name == "" {
-		name = filepath.Join(dir, "Dockerfile")
-		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
-			if lower := filepath.Join(dir, "dockerfile"); exists(lower) {
-				name = lower
-			}
-		}
-	}
-	text, err = os.ReadFile(name)
-	if err != nil {
-		return nil, "", fmt.Errorf("read Dockerfile: %w", err)
-	}
-	return text, name, nil
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // builder is one build on its way.
@@ -194,7 +108,7 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if err := b.boundStore(); err != nil {
 		return err
 	}
-	if b.in, err = a.readInput(f, path); err != nil {
+	if b.in, err = b.readInput(path); err != nil {
 		return err
 	}
 	if b.runner, err = b.newRunner(); err != nil {
@@ -331,7 +245,7 @@ func (f *buildFlags) options() (o dockerfile.Options, err error) {
 }
 
 func (b *builder) newRunner() (*runner.Runner, error) {
-	r := &runner.Runner{Store: b.store, Contexts: map[string]runner.Context{}}
+	r := &runner.Runner{Store: b.store}
 	var err error
 	if r.Registry, err = b.app.registry(b.insecureHosts()...); err != nil {
 		return nil, err
@@ -347,19 +261,8 @@ func (b *builder) newRunner() (*runner.Runner, error) {
 		return nil, err
 	}
 	r.Network = b.app.stepNetwork()
-	if b.in.dir != "" {
-		r.Contexts[dockerfile.MainContext] = runner.Context{Dir: b.in.dir, IgnoreFile: b.in.ignoreFile}
-	} else {
-		dir, err := b.store.Scratch("empty-context")
-		if err != nil {
-			return nil, err
-		}
-		r.Contexts[dockerfile.MainContext] = runner.Context{Dir: dir}
-	}
-	for name, c := range b.in.contexts {
-		if c.dir != "" {
-			r.Contexts[name] = runner.Context{Dir: c.dir}
-		}
+	if r.Contexts, err = b.in.directories(b.store); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
@@ -393,25 +296,15 @@ func (r resolver) ResolveImage(ctx context.Context, ref string, p ocispecs.Platf
 
 // solve lowers the Dockerfile for each platform and solves all in one graph.
 func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.Image, []frontend.Warning, error) {
-	o.Dockerfile, o.Name = b.in.dockerfile, filepath.Base(b.in.name)
-	if b.in.name == "-" {
-		o.Name = "Dockerfile"
+	if err := b.fetchInput(ctx, o.BuildArgs); err != nil {
+		return nil, nil, err
 	}
-	o.Ignore, o.IgnoreFile = b.in.ignore, b.in.ignoreFile
+	if err := b.in.options(&o); err != nil {
+		return nil, nil, err
+	}
 	o.Resolver = resolver{b.runner, b.flags.pull}
 	o.Secrets, o.SSH = known(b.runner.Secrets), known(b.runner.SSH)
 	o.MultiPlatform = len(b.platforms) > 1
-	o.Contexts = map[string]frontend.Context{}
-	for name, c := range b.in.contexts {
-		fc := frontend.Context{Image: c.image, Tar: c.tar, Local: c.dir != ""}
-		if c.dir != "" {
-			var err error
-			if fc.Ignore, fc.IgnoreFile, err = dockerfile.ReadIgnore(c.dir, ""); err != nil {
-				return nil, nil, err
-			}
-		}
-		o.Contexts[name] = fc
-	}
 	results := make([]*frontend.Result, len(b.platforms))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, p := range b.platforms {

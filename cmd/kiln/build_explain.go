@@ -20,8 +20,8 @@ import (
 // explainer compares this build with the nearest earlier one.
 func (b *builder) explainer(targets []*solver.Vertex) (*history.Explainer, error) {
 	var id strings.Builder
-	where := b.in.dir
-	if abs, err := filepath.Abs(where); err == nil && where != "" {
+	where := cmp.Or(b.in.dir, b.in.remote)
+	if abs, err := filepath.Abs(where); err == nil && b.in.dir != "" {
 		where = abs
 	}
 	fmt.Fprintf(&id, "%q %q %q", where, b.in.name, b.flags.target)

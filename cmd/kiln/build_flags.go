@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -62,14 +61,14 @@ type buildFlags struct {
 }
 
 func (f *buildFlags) register(fs *pflag.FlagSet) {
-	fs.StringVarP(&f.file, "file", "f", "", "the Dockerfile (default PATH/Dockerfile; - is standard input)")
+	fs.StringVarP(&f.file, "file", "f", "", "the Dockerfile, a path, a URL or - for standard input (default PATH/Dockerfile); relative to the files of a remote PATH")
 	fs.StringArrayVarP(&f.tags, "tag", "t", nil, "name of the image, name[:tag] (repeatable)")
 	fs.StringVar(&f.target, "target", "", "the stage to build (default the last)")
 	fs.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG, NAME=VALUE; NAME alone takes the environment's (repeatable)")
 	fs.StringArrayVar(&f.labels, "label", nil, "label of the image, NAME=VALUE (repeatable)")
 	fs.StringArrayVar(&f.annotations, "annotation", nil, "annotation of the manifest, NAME=VALUE (repeatable)")
 	fs.StringSliceVar(&f.platforms, "platform", nil, "platforms to build for, such as linux/amd64,linux/arm64")
-	fs.StringArrayVar(&f.contexts, "build-context", nil, "further context, NAME=DIR|TAR|docker-image://REF|oci-layout://DIR[:TAG|@DIGEST] (repeatable)")
+	fs.StringArrayVar(&f.contexts, "build-context", nil, "further context, NAME=DIR|TAR|URL|docker-image://REF|oci-layout://DIR[:TAG|@DIGEST] (repeatable)")
 	fs.BoolVar(&f.noCache, "no-cache", false, "run every step, whatever the cache has")
 	fs.StringSliceVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages")
 	fs.BoolVar(&f.dropCaches, "no-cache-mounts", false, "empty the cache mounts of the RUN steps that run")
@@ -372,53 +371,6 @@ func (f *buildFlags) entitlements() (map[string]bool, error) {
 		}
 	default:
 		return nil, fmt.Errorf("--network=%q: must be default, none or host", f.network)
-	}
-	return m, nil
-}
-
-// namedContext is a --build-context.
-type namedContext struct {
-	image string // docker-image:// reference or oci-layout:// URL
-	dir   string
-	tar   string
-}
-
-// parseContexts parses --build-context NAME=VALUE.
-func parseContexts(flags []string) (map[string]namedContext, error) {
-	m := map[string]namedContext{}
-	for _, s := range flags {
-		name, value, ok := strings.Cut(s, "=")
-		if !ok || name == "" || value == "" {
-			return nil, fmt.Errorf("--build-context=%q: must be NAME=VALUE", s)
-		}
-		name = strings.ToLower(name)
-		if ref, ok := strings.CutPrefix(value, "docker-image://"); ok {
-			m[name] = namedContext{image: ref}
-			continue
-		}
-		if rest, ok := strings.CutPrefix(value, "oci-layout://"); ok {
-			path, err := filepath.Abs(rest)
-			if err != nil {
-				return nil, err
-			}
-			m[name] = namedContext{image: "oci-layout://" + path}
-			continue
-		}
-		path, err := filepath.Abs(value)
-		if err != nil {
-			return nil, err
-		}
-		fi, err := os.Stat(path)
-		switch {
-		case err != nil && strings.Contains(value, "://"):
-			return nil, fmt.Errorf("--build-context=%q: must be a folder, a tar archive, docker-image:// or oci-layout://", s)
-		case err != nil:
-			return nil, fmt.Errorf("--build-context=%q: %w", s, err)
-		case fi.IsDir():
-			m[name] = namedContext{dir: path}
-		default:
-			m[name] = namedContext{tar: path}
-		}
 	}
 	return m, nil
 }

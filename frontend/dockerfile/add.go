@@ -88,11 +88,6 @@ func literal(name string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(name)
 }
 
-// fetchStep is how the fetching of a source is shown.
-func (b *build) fetchStep(address string, at location) *solver.Step {
-	return b.step("[fetch] "+redacted(address), at)
-}
-
 // redacted is an address without its password.
 func redacted(address string) string {
 	if u, err := url.Parse(address); err == nil {
@@ -102,7 +97,7 @@ func redacted(address string) string {
 }
 
 func (b *build) httpRoot(s *stage, c *command, checksum, src string) (*solver.Vertex, error) {
-	o := op.HTTP{URL: src, Name: frontend.HTTPName(src), ProxyEnv: b.fetchProxy()}
+	o := op.HTTP{URL: src, Name: frontend.HTTPName(src), ProxyEnv: FetchProxy(b.BuildArgs)}
 	if checksum != "" {
 		d, err := digest.Parse(checksum)
 		if err != nil {
@@ -110,7 +105,7 @@ func (b *build) httpRoot(s *stage, c *command, checksum, src string) (*solver.Ve
 		}
 		o.Checksum = d
 	}
-	return &solver.Vertex{Op: o, Volatile: o.Checksum == "", Fresh: b.fresh(s), Step: b.fetchStep(src, c.Location())}, nil
+	return b.fetch(s, c, o), nil
 }
 
 func (b *build) gitRoot(s *stage, c *command, t transfer, git *frontend.GitSource) (*solver.Vertex, error) {
@@ -127,17 +122,22 @@ func (b *build) gitRoot(s *stage, c *command, t transfer, git *frontend.GitSourc
 		}
 		o.Commit = t.checksum
 	}
-	o.ProxyEnv = b.fetchProxy()
-	return &solver.Vertex{Op: o, Volatile: !o.Pinned(), Fresh: b.fresh(s), Step: b.fetchStep(git.String(), c.Location())}, nil
+	o.ProxyEnv = FetchProxy(b.BuildArgs)
+	return b.fetch(s, c, o), nil
 }
 
-// fetchProxy is the environment of the proxy arguments, for what the builder
-// itself fetches.
-func (b *build) fetchProxy() []string {
+// fetch is the vertex that fetches what an instruction names.
+func (b *build) fetch(s *stage, c *command, o solver.Op) *solver.Vertex {
+	return &solver.Vertex{Op: o, Volatile: op.Volatile(o), Fresh: b.fresh(s), Step: b.step(FetchName(o), c.Location())}
+}
+
+// FetchProxy is the environment of the proxies among build arguments, for
+// what the builder itself fetches.
+func FetchProxy(args map[string]string) []string {
 	var env []string
-	for _, k := range sortedKeys(b.BuildArgs) {
+	for _, k := range sortedKeys(args) {
 		if proxyArgs[strings.ToUpper(k)] {
-			env = append(env, k+"="+b.BuildArgs[k])
+			env = append(env, k+"="+args[k])
 		}
 	}
 	return env

@@ -346,7 +346,7 @@ func TestNoCache(t *testing.T) {
 
 func TestNamedContexts(t *testing.T) {
 	contexts := map[string]frontend.Context{
-		"src": {Local: true, Ignore: []string{"*.o"}}, "base": {Image: "plain"}, "rootfs": {Tar: "/r.tar"},
+		"src": {Local: true, Ignore: []string{"*.o"}}, "base": {Image: "plain"}, "rootfs": {Root: op.Tar{Path: "/r.tar"}},
 	}
 	r := mustLower(t, "FROM rootfs AS r\nFROM base\nCOPY --from=src a /\nCOPY --from=rootfs b /\nCOPY --from=r c /", func(o *Options) { o.Contexts = contexts })
 	graph := frontend.Format(r.Target)

@@ -62,13 +62,39 @@ func (b *build) context(name string, p ocispecs.Platform) (source, bool) {
 // contextRoot is a named context as a root file system: the archive's
 // content, or all files of the directory.
 func (b *build) contextRoot(name string, step *solver.Step) *solver.Vertex {
-	if tar := b.Contexts[name].Tar; tar != "" {
-		return &solver.Vertex{Op: op.Tar{Path: tar}, Volatile: true, Step: step}
+	if o := b.Contexts[name].Root; o != nil {
+		return &solver.Vertex{Op: o, Volatile: op.Volatile(o), Step: step}
 	}
 	sel := b.selectLocal(name, op.Select{Sources: []string{"/"}}, step.Location)
 	v := put(op.Copy{}, sel)
 	v.Step = step
 	return v
+}
+
+// contextStep is what the step that makes a context's root is called.
+func (b *build) contextStep(name string) string {
+	if b.Contexts[name].Fetched {
+		return ""
+	}
+	if fetch := FetchName(b.Contexts[name].Root); fetch != "" {
+		return fetch
+	}
+	return "FROM " + name
+}
+
+// FetchName is the name of the step that fetches a context from elsewhere.
+func FetchName(o solver.Op) string {
+	switch o := o.(type) {
+	case op.HTTP:
+		return "[fetch] " + redacted(o.URL)
+	case op.Git:
+		return "[fetch] " + redacted((&frontend.GitSource{Git: o}).String())
+	case op.Tar:
+		if o.Digest != "" {
+			return "[context] unpack"
+		}
+	}
+	return ""
 }
 
 // put is a root that holds a selection and nothing else.

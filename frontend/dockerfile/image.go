@@ -149,8 +149,8 @@ func (b *build) stack(src source, at location) *solver.Vertex {
 		return src.image.vertex
 	case src.context == "":
 		return &solver.Vertex{Op: op.Scratch{}}
-	case b.Contexts[src.context].Tar != "":
-		return b.contextRoot(src.context, b.step("FROM "+src.context, at))
+	case b.Contexts[src.context].Root != nil:
+		return b.contextRoot(src.context, b.step(b.contextStep(src.context), at))
 	}
 	return nil
 }

@@ -93,6 +93,19 @@ func IsCommit(s string) bool {
 	return true
 }
 
+// Volatile reports whether a leaf must be looked at anew in every build.
+func Volatile(o solver.Op) bool {
+	switch o := o.(type) {
+	case Tar:
+		return o.Digest == ""
+	case HTTP:
+		return o.Checksum == ""
+	case Git:
+		return !o.Pinned()
+	}
+	return false
+}
+
 func (HTTP) Looks() {}
 func (Git) Looks()  {}
 
