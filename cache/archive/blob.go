@@ -18,6 +18,7 @@ type BlobOptions struct {
 	PackOptions
 	Compression Compression // empty is Gzip
 	Level       *int        // as for Compress; nil is the default
+	Blocks      Blocks      // may be nil
 }
 
 // PackBlob writes the layer in dir, whose tree is t, as a blob of an image
@@ -37,7 +38,7 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 	packed := make(chan error, 1)
 	go func() {
 		err := func() error {
-			z, err := Compress(pw, o.Compression, level)
+			z, err := CompressWith(pw, o.Compression, level, o.Blocks)
 			if err != nil {
 				return err
 			}

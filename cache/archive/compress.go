@@ -121,14 +121,16 @@ func zstdCodec(level int) (codec, error) {
 	if level >= 0 {
 		l = zstd.EncoderLevelFromZstd(level)
 	}
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(l), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+	cut := cutter{least: 1 << 20, most: 4 << 20}
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(l), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
+		zstd.WithWindowSize(cut.most)) // more could never be used
 	if err != nil {
 		return codec{}, err
 	}
 	return codec{
 		name:   fmt.Sprintf("zstd %d\n", l),
 		encode: func(dst, raw []byte) ([]byte, error) { return z.EncodeAll(raw, dst[:0]), nil },
-		cut:    cutter{least: 1 << 20, most: 4 << 20},
+		cut:    cut,
 	}, nil
 }
 

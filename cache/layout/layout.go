@@ -346,11 +346,15 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 	return expected, nil
 }
 
+// flushAhead is how much is written before the disk is set to work on it: the
+// sync at the end then finds little left to do.
+const flushAhead = 8 << 20
+
 // copyHashing copies r to w and h. It fails at the first byte over limit,
 // unless that is negative.
 func copyHashing(ctx context.Context, w io.Writer, h hash.Hash, r io.Reader, limit int64) (int64, error) {
 	buf := make([]byte, 256<<10)
-	var total int64
+	var total, flushed int64
 	for {
 		if err := ctx.Err(); err != nil {
 			return total, context.Cause(ctx)
@@ -363,6 +367,10 @@ func copyHashing(ctx context.Context, w io.Writer, h hash.Hash, r io.Reader, lim
 		h.Write(buf[:n])
 		if _, err := w.Write(buf[:n]); err != nil {
 			return total, err
+		}
+		if f, ok := w.(*unnamed); ok && total-flushed >= flushAhead {
+			f.flush(flushed, total-flushed)
+			flushed = total
 		}
 		if err == io.EOF {
 			return total, nil

@@ -68,6 +68,12 @@ func removeIfThere(path string) error {
 	return nil
 }
 
+// flush starts to write a range back without waiting for that.
+func (u *unnamed) flush(offset, n int64) {
+	// Sync tells what went wrong, and not all file systems can do this.
+	_ = unix.SyncFileRange(int(u.Fd()), offset, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 func (u *unnamed) close() {
 	_ = u.Close() // Sync has told all that matters
 	if u.temp != "" {

@@ -146,9 +146,14 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 		if b, ok := m.lookup(ctx, plain); ok && f.compression() != archive.Uncompressed {
 			return m.compress(ctx, b, f)
 		}
-		desc, diffID, err := archive.PackBlob(ctx, m.Store.Images(), m.Store.LayerDir(l.Digest), t, archive.BlobOptions{
-			PackOptions: o, Compression: f.compression(), Level: f.level(),
-		})
+		pb := archive.BlobOptions{PackOptions: o, Compression: f.compression(), Level: f.level()}
+		var known *blocks
+		if f.compression() != archive.Uncompressed && t.Size() > worthBlocks {
+			known = m.blocks(ctx)
+			defer known.Close()
+			pb.Blocks = known
+		}
+		desc, diffID, err := archive.PackBlob(ctx, m.Store.Images(), m.Store.LayerDir(l.Digest), t, pb)
 		var corrupt *archive.CorruptError
 		if errors.As(err, &corrupt) {
 			// The step that made it runs again in the next build.
@@ -160,9 +165,15 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 			l.Origin = nil
 			_ = m.Store.Save(ctx, cache.UnpackAction(diffID), solver.Result{Digest: l.Digest, Layers: []solver.Layer{l}})
 		}
+		if err == nil && known != nil {
+			known.save(ctx, desc.Digest)
+		}
 		return Blob{Descriptor: desc, DiffID: diffID}, err
 	})
 }
+
+// worthBlocks is the size of a layer from which blocks are remembered.
+const worthBlocks = 4 << 20
 
 // same reports whether unpacking a layer's blob would give the layer itself.
 // It would not where the layer hides what is below some directory, which the
@@ -217,35 +228,52 @@ func (m *Maker) Recompress(ctx context.Context, b Blob, f Form) (Blob, error) {
 // diff ID on the way.
 func (m *Maker) compress(ctx context.Context, b Blob, f Form) (Blob, error) {
 	images := m.Store.Images()
-	r, _, err := images.Blob(b.Descriptor.Digest)
+	r, size, err := images.Blob(b.Descriptor.Digest)
 	if err != nil {
 		return Blob{}, err
 	}
 	defer r.Close()
+	var known *blocks
+	var remember archive.Blocks
+	if f.compression() != archive.Uncompressed && size > worthBlocks {
+		known = m.blocks(ctx)
+		defer known.Close()
+		remember = known
+	}
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
 		err := func() error {
-			plain, err := archive.Decompress(ctx, r)
-			if err != nil {
-				return err
+			// Reading a blob checks its digest, which is the diff ID of one
+			// that is not compressed.
+			checked := b.Descriptor.Digest == b.DiffID && CompressionOf(b.Descriptor.MediaType) == archive.Uncompressed
+			plain := r
+			if !checked {
+				var err error
+				if plain, err = archive.Decompress(ctx, r); err != nil {
+					return err
+				}
+				defer plain.Close()
 			}
-			defer plain.Close()
 			level := archive.DefaultLevel
 			if l := f.level(); l != nil {
 				level = *l
 			}
-			z, err := archive.Compress(pw, f.compression(), level)
+			z, err := archive.CompressWith(pw, f.compression(), level, remember)
 			if err != nil {
 				return err
 			}
 			h := digest.Canonical.Digester()
-			_, err = io.Copy(io.MultiWriter(h.Hash(), z), plain)
+			to := io.Writer(z)
+			if !checked {
+				to = io.MultiWriter(h.Hash(), z)
+			}
+			_, err = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{plain}, make([]byte, 256<<10))
 			if err == nil {
 				// What follows the compressed stream is part of the blob.
 				_, err = io.Copy(io.Discard, r)
 			}
-			if err == nil && h.Digest() != b.DiffID {
+			if err == nil && !checked && h.Digest() != b.DiffID {
 				err = &layout.CorruptError{Digest: b.Descriptor.Digest, Reason: fmt.Sprintf("its content has the digest %s, not %s", h.Digest(), b.DiffID)}
 			}
 			return errors.Join(err, z.Close())
@@ -260,6 +288,9 @@ func (m *Maker) compress(ctx context.Context, b Blob, f Form) (Blob, error) {
 	}
 	if err != nil {
 		return Blob{}, fmt.Errorf("compress layer blob %s: %w", b.Descriptor.Digest, err)
+	}
+	if known != nil {
+		known.save(ctx, desc.Digest)
 	}
 	return Blob{Descriptor: desc, DiffID: b.DiffID}, nil
 }

@@ -345,9 +345,8 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	if err == nil {
 		err = tmp.Chmod(0o644)
 	}
-	if err == nil {
-		err = tmp.Sync()
-	}
+	// Not synced: whoever needs the file to outlive a power loss syncs it, as
+	// with the output of any other tool.
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
