@@ -42,10 +42,9 @@ type Explainer struct {
 	dir  string
 	path string // of the record
 
-	load     sync.Once
-	earlier  []*build       // the last failed one, if any, before the last that succeeded
-	position map[string]int // of a named step of this build in its order
-	pairs    []map[string]int
+	load    sync.Once
+	earlier []*build // the last failed one, if any, before the last that succeeded
+	pairs   []map[string]int
 
 	mu    sync.Mutex
 	found map[pair][]string
