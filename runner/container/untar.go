@@ -145,7 +145,7 @@ func (o ReadOptions) attributes(root *os.Root, h *tar.Header) error {
 		return err
 	}
 	if h.Typeflag == tar.TypeSymlink {
-		return nil
+		return linkTime(root, h)
 	}
 	mode := h.FileInfo().Mode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
 	if err := root.Chmod(h.Name, mode); err != nil {
@@ -161,4 +161,18 @@ func (o ReadOptions) attributes(root *os.Root, h *tar.Header) error {
 		}
 	}
 	return root.Chtimes(h.Name, h.ModTime, h.ModTime)
+}
+
+// linkTime gives a link its own time.
+func linkTime(root *os.Root, h *tar.Header) error {
+	parent, err := root.Open(path.Dir(h.Name))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	at, err := unix.TimeToTimespec(h.ModTime)
+	if err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(int(parent.Fd()), path.Base(h.Name), []unix.Timespec{at, at}, unix.AT_SYMLINK_NOFOLLOW)
 }
