@@ -20,7 +20,9 @@ type chmodPart struct {
 	perm string // of "rwxXst", or one of "ugo"
 }
 
-// parseChmod reads a mode as chmod(1) does.
+// parseChmod reads a mode as BSD's chmod(1) does, from whose code BuildKit's
+// comes: X looks at the mode before all clauses, t with o alone is nothing,
+// and = clears the set-id bits of directories, too.
 func parseChmod(text string) (chmod, error) {
 	if text == "" {
 		return chmod{}, nil
@@ -67,8 +69,9 @@ func (c chmod) apply(mode uint32, dir bool) uint32 {
 	if c.octal {
 		return c.mode
 	}
+	executable := dir || mode&0o111 != 0
 	for _, p := range c.parts {
-		mode = p.apply(mode, dir)
+		mode = p.apply(mode, executable)
 	}
 	return mode
 }
@@ -76,7 +79,7 @@ func (c chmod) apply(mode uint32, dir bool) uint32 {
 // shifts are where the bits of user, group and others are.
 var shifts = map[rune]uint{'u': 6, 'g': 3, 'o': 0}
 
-func (p chmodPart) apply(mode uint32, dir bool) uint32 {
+func (p chmodPart) apply(mode uint32, executable bool) uint32 {
 	var bits, reach uint32
 	for _, who := range p.who {
 		shift := shifts[who]
@@ -96,7 +99,7 @@ func (p chmodPart) apply(mode uint32, dir bool) uint32 {
 			case 'x':
 				bits |= 1 << shift
 			case 'X':
-				if dir || mode&0o111 != 0 {
+				if executable || p.op == '-' {
 					bits |= 1 << shift
 				}
 			case 's':
@@ -106,7 +109,9 @@ func (p chmodPart) apply(mode uint32, dir bool) uint32 {
 					bits |= 0o2000
 				}
 			case 't':
-				bits |= 0o1000
+				if who != 'o' {
+					bits |= 0o1000
+				}
 			case 'u', 'g', 'o':
 				bits |= (mode >> shifts[r] & 7) << shift
 			}
@@ -117,9 +122,6 @@ func (p chmodPart) apply(mode uint32, dir bool) uint32 {
 		return mode | bits
 	case '-':
 		return mode &^ bits
-	}
-	if dir {
-		reach &^= 0o6000 // as chmod(1) leaves them on directories
 	}
 	return mode&^reach | bits
 }

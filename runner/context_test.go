@@ -332,7 +332,7 @@ func TestChmod(t *testing.T) {
 		{"o=g-w", 0o660, tree.File, 0o664},
 		{"u+s,g+s", 0o755, tree.File, 0o6755},
 		{"+t", 0o755, tree.Dir, 0o1755},
-		{"u=rwx", 0o6755, tree.Dir, 0o6755},
+		{"u=rwx", 0o6755, tree.Dir, 0o2755},
 		{"u=rwx", 0o4755, tree.File, 0o755},
 		{"X", 0, tree.File, 0},
 		{"a+X", 0o644, tree.File, 0o644},

@@ -71,6 +71,7 @@ type plan struct {
 	facts    *op.Facts
 	chmod    chmod
 	now      int64
+	made     int64 // time of new directories
 	entries  map[string]*planned
 	archives []*planned // to be unpacked at facts.Path
 }
@@ -82,7 +83,8 @@ type planned struct {
 }
 
 func newPlan(f *op.Facts, c chmod) *plan {
-	return &plan{facts: f, chmod: c, now: time.Now().UnixNano(), entries: map[string]*planned{}}
+	now := time.Now().UnixNano()
+	return &plan{facts: f, chmod: c, now: now, made: now, entries: map[string]*planned{}}
 }
 
 // add plans a selection.
@@ -151,14 +153,17 @@ func (p *plan) top(from *tree.Entry) {
 }
 
 // way plans the directories down to the destination: those that exist keep
-// their attributes, the others are made.
+// their attributes, the others are made. The last one that exists gets a new
+// entry, and with it a new time.
 func (p *plan) way() {
-	for _, d := range p.facts.Existing {
+	for i, d := range p.facts.Existing {
 		at := strings.TrimPrefix(d.Path, "/")
 		if _, ok := p.entries[at]; !ok {
-			p.entries[at] = &planned{Entry: tree.Entry{
-				Path: at, Type: tree.Dir, Mode: d.Mode, UID: d.UID, GID: d.GID, Xattrs: d.Xattrs, Mtime: d.Mtime,
-			}}
+			e := tree.Entry{Path: at, Type: tree.Dir, Mode: d.Mode, UID: d.UID, GID: d.GID, Xattrs: d.Xattrs, Mtime: d.Mtime}
+			if i == len(p.facts.Existing)-1 {
+				e.Mtime = p.now
+			}
+			p.entries[at] = &planned{Entry: e}
 		}
 	}
 	dir := strings.TrimPrefix(p.facts.Path, "/")
@@ -169,12 +174,12 @@ func (p *plan) way() {
 		if _, ok := p.entries[dir]; ok {
 			break
 		}
-		e := tree.Entry{Path: dir, Type: tree.Dir, Mode: 0o755, Mtime: p.now}
+		e := tree.Entry{Path: dir, Type: tree.Dir, Mode: 0o755, Mtime: p.made}
 		if p.facts.UID != nil {
 			e.UID, e.GID = *p.facts.UID, *p.facts.GID
 		}
 		if p.chmod.octal {
-			e.Mode = p.chmod.apply(0, true)
+			e.Mode = p.chmod.apply(0, true) & 0o777 // as mkdir(2) does
 		}
 		p.entries[dir] = &planned{Entry: e}
 		dir = parent(dir)
@@ -396,12 +401,15 @@ type onlyReader struct{ io.Reader }
 type onlyWriter struct{ io.Writer }
 
 // mkdir makes the missing directories of a WORKDIR.
-func (r *Runner) mkdir(ctx context.Context, a *solver.Action) (solver.Result, error) {
+func (r *Runner) mkdir(ctx context.Context, a *solver.Action, o op.Mkdir) (solver.Result, error) {
 	var facts op.Facts
 	if err := json.Unmarshal(a.Inputs[0].Result.Data, &facts); err != nil {
 		return solver.Result{}, fmt.Errorf("facts about the folder: %w", err)
 	}
 	p := newPlan(&facts, chmod{})
+	if o.Time != nil {
+		p.made = o.Time.UnixNano()
+	}
 	if n := len(facts.Existing); n == 0 || facts.Existing[n-1].Path != facts.Path {
 		p.way()
 	}

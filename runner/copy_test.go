@@ -263,7 +263,7 @@ func TestOwnersAndModes(t *testing.T) {
 	cases := []copyCase{
 		{name: "name", c: with("ann", "", "/x", "d/y"), want: file("11:12")},
 		{name: "name and group", c: with("ann:wheel", "", "/x", "d/y"), want: file("11:13")},
-		{name: "name and no group", c: with("ann:", "", "/x", "d/y"), want: file("11:0")},
+		{name: "name and no group", c: with("ann:", "", "/x", "d/y"), want: file("11:12")},
 		{name: "group alone", c: with(":wheel", "", "/x", "d/y"), want: file("0:13")},
 		{name: "number", c: with("1000", "", "/x", "d/y"), want: file("1000:1000")},
 		{name: "numbers", c: with("1000:5", "", "/x", "d/y"), want: file("1000:5")},

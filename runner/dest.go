@@ -39,16 +39,14 @@ func (r *Runner) dest(ctx context.Context, a *solver.Action, o op.Dest) (solver.
 		if err != nil {
 			return solver.Result{}, err
 		}
-		var uid, gid int
-		if o.OwnerIsUser {
-			var u User
-			u, err = acc.lookup(o.Owner)
-			uid, gid = u.UID, u.GID
-		} else {
-			uid, gid, err = acc.owner(o.Owner)
+		if o.Mkdir {
+			if _, err := acc.lookup(o.Owner); err != nil {
+				return solver.Result{}, err
+			}
 		}
+		uid, gid, err := acc.owner(o.Owner)
 		if err != nil {
-			return solver.Result{}, err
+			return solver.Result{}, fmt.Errorf("--chown=%s: %w", o.Owner, err)
 		}
 		facts.UID, facts.GID = &uid, &gid
 	}

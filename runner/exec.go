@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -300,6 +301,9 @@ func (x *execution) commit(ctx context.Context) (solver.Layer, error) {
 	if err := x.unmark(t); err != nil {
 		return solver.Layer{}, err
 	}
+	if err := x.dropUnchanged(t); err != nil {
+		return solver.Layer{}, err
+	}
 	return x.draft.Commit(ctx, t)
 }
 
@@ -322,6 +326,36 @@ func (x *execution) unmark(t *tree.Tree) error {
 		}
 		e.Opaque = false
 	}
+	return nil
+}
+
+// dropUnchanged takes out the directories that hold nothing and differ from
+// those below in their time alone: something was made there and removed.
+func (x *execution) dropUnchanged(t *tree.Tree) error {
+	holds := map[string]bool{} // directories with something in them
+	keep := make([]bool, len(t.Entries))
+	for i := len(t.Entries) - 1; i >= 0; i-- {
+		e := &t.Entries[i]
+		below, _, ok := x.index.Lookup(e.Path)
+		if e.Path != "" && e.Type == tree.Dir && !holds[e.Path] && !e.Opaque && ok && below.Type == tree.Dir &&
+			e.Mode == below.Mode && e.UID == below.UID && e.GID == below.GID && maps.Equal(e.Xattrs, below.Xattrs) {
+			if err := unix.Rmdir(filepath.Join(x.draft.FS, e.Path)); err != nil {
+				return &os.PathError{Op: "rmdir", Path: "/" + e.Path, Err: err}
+			}
+			continue
+		}
+		keep[i] = true
+		if e.Path != "" {
+			holds[parent(e.Path)] = true
+		}
+	}
+	kept := t.Entries[:0]
+	for i, e := range t.Entries {
+		if keep[i] {
+			kept = append(kept, e)
+		}
+	}
+	t.Entries = kept
 	return nil
 }
 

@@ -169,7 +169,7 @@ func TestExecLayer(t *testing.T) {
 		top, "d 755 0:0 data", "w data/more", "f 644 0:0 data/old old+", "f 644 0:0 new x")
 	wantLines(t, "replaced directory", run(do(root, "rm /data", "mkdir /data", "write /data/x x")),
 		top, "d 755 0:0 data opaque", "f 644 0:0 data/x x")
-	wantLines(t, "made and removed", run(do(root, "write /data/y y", "rm /data/y", "mkdir /new/x", "rm /new")), top, "d 755 0:0 data")
+	wantLines(t, "made and removed", run(do(root, "write /data/y y", "rm /data/y", "mkdir /new/x", "rm /new")), top)
 	wantLines(t, "directory for a file", run(do(root, "rm /data/old", "mkdir /data/old")),
 		top, "d 755 0:0 data", "d 755 0:0 data/old")
 	wantLines(t, "in etc", run(do(root, "write /etc/x x")), top, "d 755 0:0 etc", "f 644 0:0 etc/x x")
@@ -459,7 +459,7 @@ func TestMkdir(t *testing.T) {
 	b := newBed(t)
 	root := b.stage(slices.Concat(world, []string{"l 777 0:0 link /data/own"})...)
 	workdir := func(at, user string) *solver.Vertex {
-		dest := &solver.Vertex{Op: op.Dest{Path: at, Owner: user, OwnerIsUser: true, Mkdir: true}, Inputs: []*solver.Vertex{root}}
+		dest := &solver.Vertex{Op: op.Dest{Path: at, Owner: user, Mkdir: true}, Inputs: []*solver.Vertex{root}}
 		return &solver.Vertex{Op: op.Mkdir{Path: at}, Inputs: []*solver.Vertex{dest}, Below: root}
 	}
 	wantLines(t, "new", b.layer(b.build(workdir("/data/x/y", "ann"))), "d 755 0:0 ", "d 755 0:0 data", "d 755 11:12 data/x", "d 755 11:12 data/x/y")

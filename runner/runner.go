@@ -84,7 +84,7 @@ func (r *Runner) Run(ctx context.Context, a *solver.Action) (solver.Result, erro
 	case op.Copy:
 		return r.copy(ctx, a, o)
 	case op.Mkdir:
-		return r.mkdir(ctx, a)
+		return r.mkdir(ctx, a, o)
 	case op.Exec:
 		return r.exec(ctx, a, o)
 	}

@@ -382,7 +382,7 @@ func (p *localPlace) read(name string, st *unix.Stat_t) (d digest.Digest, seen t
 	return d, seen, nil
 }
 
-func (p *localPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
+func (p *localPlace) walk(dir, under string, exclude []string) ([]tree.Entry, error) {
 	excluded, err := excluder(exclude)
 	if err != nil {
 		return nil, err
@@ -397,12 +397,14 @@ func (p *localPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
 		return nil, err
 	}
 	var failed error
+	dirs := map[string]bool{} // excluded ones
 	filter := func(rel string, t tree.Type) (keep, descend bool) {
 		full := path.Join(dir, rel)
 		hide, err := p.ignore.hidden(full, t == tree.Dir)
 		if err == nil && !hide {
-			hide, err = excluded(rel)
+			hide, err = excluded(path.Join(under, rel))
 			if hide && t == tree.Dir {
+				dirs[rel] = true
 				return false, err == nil
 			}
 		}
@@ -428,7 +430,14 @@ func (p *localPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
 		return nil, err
 	}
 	for i := range t.Entries {
-		t.Entries[i].Source = path.Join(dir, t.Entries[i].Path)
+		e := &t.Entries[i]
+		if dirs[e.Path] {
+			e.Mtime = time.Now().UnixNano()
+		}
+		e.Source = path.Join(dir, e.Path)
+		if e.Hardlink != "" {
+			e.Hardlink = path.Join(dir, e.Hardlink)
+		}
 	}
 	return t.Entries, nil
 }

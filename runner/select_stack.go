@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/util/suggest"
 	"github.com/moby/patternmatcher"
@@ -48,7 +49,7 @@ func (p *stackPlace) find(name string, follow bool) (string, tree.Entry, error) 
 	return resolved, e, nil
 }
 
-func (p *stackPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
+func (p *stackPlace) walk(dir, under string, exclude []string) ([]tree.Entry, error) {
 	excluded, err := excluder(exclude)
 	if err != nil {
 		return nil, err
@@ -59,7 +60,7 @@ func (p *stackPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
 	err = p.index.Walk(dir, func(e tree.Entry, layer int) error {
 		rel := strings.TrimPrefix(strings.TrimPrefix(e.Path, dir), "/")
 		if rel != "" {
-			hide, err := excluded(rel)
+			hide, err := excluded(path.Join(under, rel))
 			if err != nil {
 				return err
 			}
@@ -87,7 +88,7 @@ func (p *stackPlace) walk(dir string, exclude []string) ([]tree.Entry, error) {
 	}
 	return withGaps(all, skipped, func(rel string) tree.Entry {
 		e, _, _ := p.index.Lookup(path.Join(dir, rel))
-		e.Path, e.Source = rel, path.Join(dir, rel)
+		e.Path, e.Source, e.Mtime = rel, path.Join(dir, rel), time.Now().UnixNano()
 		return e
 	}), nil
 }

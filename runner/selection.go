@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -121,7 +122,7 @@ func (r *Runner) inline(o op.Inline) (solver.Result, error) {
 	for _, f := range o.Files {
 		sum := sha256.Sum256(f.Data)
 		s.tree.Entries = append(s.tree.Entries, tree.Entry{
-			Path: f.Name, Type: tree.File, Mode: 0o644, Size: int64(len(f.Data)),
+			Path: f.Name, Type: tree.File, Mode: 0o644, Size: int64(len(f.Data)), Mtime: time.Now().UnixNano(),
 			Digest: digest.NewDigestFromBytes(digest.SHA256, sum[:]),
 		})
 		files[f.Name] = f.Data
@@ -165,11 +166,14 @@ func (r *Runner) selectFiles(ctx context.Context, a *solver.Action, o op.Select)
 // picker puts what the sources of a Select name together into one tree. A
 // place is a local directory or a stack.
 type picker struct {
-	o      op.Select
-	place  place
-	t      *tree.Tree
-	root   bool // some source was a directory
-	picked map[string]tree.Type
+	o     op.Select
+	place place
+	t     *tree.Tree
+	root  bool // some source was a directory
+	// touched says that the last source gives the destination no time: it is
+	// a file, or a context's top, whose time is that of anyone's work there.
+	touched bool
+	picked  map[string]tree.Type
 }
 
 // place is where files are selected. Paths are relative and clean.
@@ -183,7 +187,9 @@ type place interface {
 
 	// walk lists a directory: itself with path "", then what is below it,
 	// paths relative to it, with Source set to the path in the place.
-	walk(dir string, exclude []string) ([]tree.Entry, error)
+	// What matches a pattern of exclude, read below the path under, is left
+	// out; a directory that still holds something gets a new time.
+	walk(dir, under string, exclude []string) ([]tree.Entry, error)
 }
 
 // pick evaluates a Select.
@@ -193,6 +199,9 @@ func pick(o op.Select, p place) (*tree.Tree, error) {
 		if err := k.source(src); err != nil {
 			return nil, err
 		}
+	}
+	if k.touched && k.root && !o.Whole {
+		k.dir(tree.Entry{Type: tree.Dir, Mtime: time.Now().UnixNano()})
 	}
 	k.t.Sort()
 	relink(k.t)
@@ -216,7 +225,7 @@ func (k *picker) source(src string) error {
 		}
 	}
 	for _, m := range matches {
-		if err := k.add(m, "", path.Base(m)); err != nil {
+		if err := k.add(m, "", path.Base(m), false); err != nil {
 			return err
 		}
 	}
@@ -226,8 +235,9 @@ func (k *picker) source(src string) error {
 // withParents adds a source with its path; "/./" ends the part left out.
 func (k *picker) withParents(src string) error {
 	left := 0 // components that are left out
-	if i := strings.Index("/"+src, "/./"); i >= 0 {
-		if pivot := strings.Trim(path.Clean("/"+src[:i]), "/"); pivot != "" {
+	before, _, hasPivot := strings.Cut(src, "/./")
+	if hasPivot {
+		if pivot := strings.Trim(path.Clean("/"+before), "/"); pivot != "" {
 			left = strings.Count(pivot, "/") + 1
 		}
 	}
@@ -242,15 +252,39 @@ func (k *picker) withParents(src string) error {
 	if err != nil {
 		return err
 	}
-	k.dir(tree.Entry{Type: tree.Dir})
+	excluded, err := excluder(k.o.Exclude)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UnixNano()
+	k.dir(tree.Entry{Type: tree.Dir, Mtime: now})
+	k.touched = left == 0
 	for _, m := range matches {
 		rel := m
 		for range left {
 			_, rel, _ = strings.Cut(rel, "/")
 		}
 		base := len(m) - len(rel)
+		if left > 0 {
+			_, e, err := k.place.find(strings.TrimSuffix(m[:base], "/"), false)
+			if err != nil {
+				return err
+			}
+			k.dir(tree.Entry{Type: tree.Dir, Mtime: e.Mtime})
+		}
+		hide, err := excluded(rel)
+		if err != nil {
+			return err
+		}
+		count := len(k.t.Entries)
+		if err := k.add(m, rel, rel, hide); err != nil {
+			return err
+		}
+		if len(k.t.Entries) == count {
+			continue
+		}
 		for i := range rel {
-			if rel[i] != '/' {
+			if rel[i] != '/' || k.picked[rel[:i]] == tree.Dir {
 				continue
 			}
 			_, e, err := k.place.find(m[:base+i], false)
@@ -260,13 +294,10 @@ func (k *picker) withParents(src string) error {
 			if e.Type != tree.Dir {
 				return &missingError{fmt.Sprintf("%q: not found: with --parents no links are followed, and %q is a %s", "/"+m, "/"+m[:base+i], e.Type)}
 			}
-			e.Path, e.Source = rel[:i], ""
+			e.Path, e.Source, e.Mtime = rel[:i], "", now
 			if err := k.put(e); err != nil {
 				return err
 			}
-		}
-		if err := k.add(m, rel, rel); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -291,7 +322,7 @@ func (k *picker) globDeep(pattern string) ([]string, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	entries, err := k.place.walk(dir, nil)
+	entries, err := k.place.walk(dir, "", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -308,6 +339,9 @@ func matchDeep(pattern, comps []string) bool {
 	if len(pattern) == 0 {
 		return len(comps) == 0
 	}
+	if pattern[0] == "**" && len(pattern) == 1 {
+		return len(comps) > 0 // what is in a folder, not the folder
+	}
 	if pattern[0] == "**" {
 		return matchDeep(pattern[1:], comps) || len(comps) > 0 && matchDeep(pattern, comps[1:])
 	}
@@ -319,27 +353,43 @@ func matchDeep(pattern, comps []string) bool {
 }
 
 // add puts a file, or the contents of a directory, into the tree: a
-// directory's below the path under, a file as name.
-func (k *picker) add(p, under, name string) error {
+// directory's below the path under, a file as name. Of what is hidden only
+// that is added which --exclude brings back.
+func (k *picker) add(p, under, name string, hidden bool) error {
 	resolved, e, err := k.place.find(p, !k.o.Parents)
 	if err != nil {
 		return err
 	}
 	if e.Type != tree.Dir {
+		if hidden {
+			return nil
+		}
+		k.touched = k.touched || !k.o.Parents
 		e.Path, e.Source, e.Hardlink = name, resolved, ""
 		if k.o.Parents && e.Type == tree.Symlink {
 			e.Source = ""
 		}
 		return k.put(e)
 	}
-	entries, err := k.place.walk(resolved, k.o.Exclude)
+	entries, err := k.place.walk(resolved, under, k.o.Exclude)
 	if err != nil {
 		return err
 	}
+	if !k.o.Parents {
+		k.touched = resolved == "" && k.o.Context != ""
+	}
 	for _, e := range entries {
 		if e.Path == "" && under == "" {
-			k.dir(e)
+			if !k.o.Parents {
+				k.dir(e)
+			}
 			continue
+		}
+		if e.Path == "" && hidden {
+			if len(entries) == 1 {
+				return nil
+			}
+			e.Mtime = time.Now().UnixNano()
 		}
 		e.Path = path.Join(under, e.Path)
 		if err := k.put(e); err != nil {

@@ -133,30 +133,27 @@ func (a *accounts) lookup(text string) (User, error) {
 	return who, nil
 }
 
-// owner finds out whom a --chown text means: "user", "user:group", ":group".
-// A number alone is user and group at once.
+// owner finds out whom a --chown text means, or USER as the owner of a
+// WORKDIR: "user", "user:group", ":group". A number alone is user and group at
+// once, whoever has it.
 func (a *accounts) owner(text string) (uid, gid int, err error) {
-	name, group, hasGroup := strings.Cut(text, ":")
+	name, group, _ := strings.Cut(text, ":")
 	if name != "" {
 		if n, err := strconv.Atoi(name); err == nil {
 			if !inRange(n) {
-				return 0, 0, fmt.Errorf("--chown=%s: user id %d is out of range", text, n)
+				return 0, 0, fmt.Errorf("user id %d is out of range", n)
 			}
 			uid, gid = n, n
 		} else if u, ok := a.user(name); ok {
 			uid, gid = u.Uid, u.Gid
 		} else {
-			return 0, 0, fmt.Errorf("--chown=%s: no user %q in /etc/passwd of the destination%s: add it there, or use a number", text, name, empty(len(a.users)))
+			return 0, 0, fmt.Errorf("no user %q in /etc/passwd of the destination%s: add it there, or use a number", name, empty(len(a.users)))
 		}
 	}
-	if !hasGroup {
-		return uid, gid, nil
-	}
-	gid = 0
 	if group != "" {
 		n, ok := a.group(group)
 		if !ok {
-			return 0, 0, fmt.Errorf("--chown=%s: no group %q in /etc/group of the destination%s: add it there, or use a number", text, group, empty(len(a.groups)))
+			return 0, 0, fmt.Errorf("no group %q in /etc/group of the destination%s: add it there, or use a number", group, empty(len(a.groups)))
 		}
 		gid = n
 	}

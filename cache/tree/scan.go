@@ -24,8 +24,7 @@ import (
 // directory of an overlay and hashes all files.
 type ScanOptions struct {
 	// Plain reads an ordinary directory, not one in overlay form: a 0:0
-	// character device is a device, extended attributes are left out, and
-	// hard links are files of their own.
+	// character device is a device, and extended attributes are left out.
 	Plain bool
 
 	// NoHash leaves the digests of files empty.
@@ -292,7 +291,7 @@ func (s *scanner) attributes(e *Entry, x xattrs) error {
 // goroutine of the group.
 func (s *scanner) file(d *openDir, name string, e *Entry, st *unix.Stat_t) error {
 	e.Size = st.Size
-	if st.Nlink > 1 && !s.o.Plain {
+	if st.Nlink > 1 {
 		id := inode{st.Dev, st.Ino}
 		if first := s.links[id]; first != nil {
 			e.Hardlink = first.Path

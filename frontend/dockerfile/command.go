@@ -174,12 +174,12 @@ func (b *build) workdir(s *stage, c *command, in *instructions.WorkdirCommand, n
 	}
 	step := b.step(name, c.Location())
 	dest := &solver.Vertex{
-		Op:     op.Dest{Path: dir, Owner: s.image.Config.User, OwnerIsUser: true, Mkdir: true},
+		Op:     op.Dest{Path: dir, Owner: s.image.Config.User, Mkdir: true},
 		Inputs: []*solver.Vertex{s.root},
 		Step:   hidden(step.Location),
 	}
 	s.root = &solver.Vertex{
-		Op: op.Mkdir{Path: dir}, Inputs: []*solver.Vertex{dest}, Below: s.root,
+		Op: op.Mkdir{Path: dir, Time: b.SourceDateEpoch}, Inputs: []*solver.Vertex{dest}, Below: s.root,
 		Fresh: b.fresh(s), Step: step,
 	}
 	return nil

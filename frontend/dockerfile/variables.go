@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -82,10 +83,7 @@ func controlArg(name string) bool {
 // setGlobals gives values to the predefined arguments and to those before
 // the first FROM. Such an argument may use the ones before it.
 func (b *build) setGlobals(cmds []instructions.ArgCommand, target *stage) error {
-	name := target.name
-	if name == "" {
-		name = "default"
-	}
+	name := cmp.Or(b.Target, target.name, "default")
 	bp, tp := b.BuildPlatform, b.Platform
 	for _, kv := range [][2]string{
 		{"BUILDPLATFORM", platforms.Format(bp)}, {"BUILDOS", bp.OS}, {"BUILDOSVERSION", bp.OSVersion},

@@ -8,6 +8,7 @@ package op
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"kiln.build/solver"
@@ -139,10 +140,6 @@ type Dest struct {
 	// group files. Empty means 0:0, or "as the source has it".
 	Owner string
 
-	// OwnerIsUser resolves Owner as USER does (a number's group is zero)
-	// and not as --chown does (a number's group is the same number).
-	OwnerIsUser bool
-
 	// Mkdir asks for a directory at Path, as WORKDIR does.
 	Mkdir bool
 }
@@ -151,7 +148,6 @@ func (o Dest) Describe(d *solver.Description) {
 	d.Line("op", "dest")
 	d.Line("path", o.Path)
 	d.Line("owner", o.Owner)
-	d.Bool("owner is user", o.OwnerIsUser)
 	d.Bool("mkdir", o.Mkdir)
 }
 
@@ -219,11 +215,15 @@ func (o Copy) Describe(d *solver.Description) {
 // Inputs: a Dest with Mkdir set. Below: the root.
 type Mkdir struct {
 	Path string
+	Time *time.Time // of the new directories; nil is the time of the action
 }
 
 func (o Mkdir) Describe(d *solver.Description) {
 	d.Line("op", "mkdir")
 	d.Line("path", o.Path)
+	if o.Time != nil {
+		d.Line("time", o.Time.UTC().Format(time.RFC3339Nano))
+	}
 }
 
 // Exec runs a command in a sandbox over a root; its changes become one
