@@ -130,6 +130,7 @@ func (x *execution) prepare(ctx context.Context) error {
 			Privileged: x.o.Security == "insecure",
 		},
 		Root:     root,
+		Runtime:  x.r.Runtime,
 		Hostname: x.o.Hostname,
 		ShmSize:  x.o.ShmSize,
 		Limits: sandbox.Limits{

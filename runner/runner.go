@@ -36,6 +36,10 @@ type Runner struct {
 	// own network with it.
 	Network Network
 
+	// Runtime is the path of an OCI runtime for RUN steps; empty is the
+	// sandbox of package sandbox.
+	Runtime string
+
 	mu         sync.Mutex
 	origins    map[digest.Digest]string // references of images that blobs belong to
 	selections map[digest.Digest]*selection

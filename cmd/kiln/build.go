@@ -250,6 +250,9 @@ func (b *builder) newRunner() (*runner.Runner, error) {
 	if r.Registry, err = b.app.registry(b.insecureHosts()...); err != nil {
 		return nil, err
 	}
+	if r.Runtime, err = findRuntime(b.flags.runtime); err != nil {
+		return nil, err
+	}
 	sources, err := parseSecrets(b.flags.secrets)
 	if err != nil {
 		return nil, err

@@ -34,6 +34,7 @@ type buildFlags struct {
 	network        string
 	addHosts       []string
 	shmSize        string
+	runtime        string
 	ulimits        []string
 	memory         string
 	memorySwap     string
@@ -80,6 +81,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.ssh, "ssh", nil, "agent for RUN --mount=type=ssh, default|ID[=SOCKET] (repeatable)")
 	fs.StringVar(&f.network, "network", "default", "network of RUN steps: default, none or host")
 	fs.StringSliceVar(&f.addHosts, "add-host", nil, "line of /etc/hosts in RUN steps, NAME:IP (repeatable)")
+	fs.StringVar(&f.runtime, "runtime", "", "OCI runtime, such as runc, for RUN steps (default kiln's own sandbox)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm in RUN steps")
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit of RUN steps, NAME=SOFT[:HARD] (repeatable)")
 	fs.StringVarP(&f.memory, "memory", "m", "", "memory limit of each RUN step")

@@ -65,6 +65,10 @@ func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags,
 	if err := f.apply(&c); err != nil {
 		return nil, err
 	}
+	var err error
+	if c.Runtime, err = findRuntime(f.runtime); err != nil {
+		return nil, err
+	}
 	if f.cidFile == "" {
 		return a.create(ctx, store, f, args, c)
 	}

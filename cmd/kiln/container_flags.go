@@ -24,9 +24,9 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 type runFlags struct {
 	detach, interactive, tty, rm, readOnly, init, privileged, publishAll bool
 
-	name, workdir, user, entrypoint, network, hostname, memory, memorySwap, memoryReservation string
-	platform, pull, stopSignal, cidFile, shmSize, cpus, cpusetCPUs, cpusetMems, cgroupParent  string
-	restart, detachKeys                                                                       string
+	name, workdir, user, entrypoint, network, hostname, memory, memorySwap, memoryReservation         string
+	platform, runtime, pull, stopSignal, cidFile, shmSize, cpus, cpusetCPUs, cpusetMems, cgroupParent string
+	restart, detachKeys                                                                               string
 
 	env, envFiles, publish, volumes, mounts, tmpfs, hosts, ulimits, capAdd, capDrop, labels []string
 	labelFiles, security, dns, dnsSearch, dnsOptions, devices, sysctls, groups              []string
@@ -53,6 +53,7 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.groups, "group-add", nil, "further group of the user (repeatable)")
 	fs.StringVar(&f.entrypoint, "entrypoint", "", "command instead of the image's ENTRYPOINT")
 	fs.StringVar(&f.platform, "platform", "", "platform of the image")
+	fs.StringVar(&f.runtime, "runtime", "", "OCI runtime, such as runc, to run the container with (default kiln's own sandbox)")
 	fs.StringVar(&f.pull, "pull", "missing", "when to pull the image: always, missing or never")
 	fs.StringVar(&f.restart, "restart", "no", "when to start it again: no, on-failure[:MAX], always or unless-stopped")
 	fs.StringVar(&f.stopSignal, "stop-signal", "", "signal that asks the container to end")

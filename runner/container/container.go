@@ -47,6 +47,7 @@ type Config struct {
 	Image    string         `json:"image"`   // as the user named it
 	ImageID  digest.Digest  `json:"imageID"` // of its config
 	Platform string         `json:"platform,omitempty"`
+	Runtime  string         `json:"runtime,omitempty"` // path of an OCI runtime; empty is kiln's own sandbox
 	Layers   []solver.Layer `json:"layers"`
 
 	Args       []string          `json:"args"`

@@ -30,7 +30,7 @@ func (r *run) makeSpec(ctx context.Context) error {
 	}
 	cmd.Rlimits, cmd.OOMScoreAdj = c.Rlimits, c.OOM
 	r.spec = sandbox.Spec{
-		Command: cmd, Root: r.root, ReadonlyRoot: c.ReadOnly, Hostname: c.Hostname, ShmSize: c.ShmSize,
+		Command: cmd, Runtime: c.Runtime, Root: r.root, ReadonlyRoot: c.ReadOnly, Hostname: c.Hostname, ShmSize: c.ShmSize,
 		Limits: limits, Init: c.Init, Accounting: true, Devices: c.Devices, Sysctls: c.Sysctls,
 	}
 	emulator, err := binfmt.Find(c.Platform)

@@ -362,8 +362,8 @@ func sysctlPath(name string, s *Spec) (string, error) {
 	return p, nil
 }
 
-// mounts makes the list of mounts.
-func (p *plan) mounts(s *Spec, g groups) error {
+// withDefaults returns the default mounts that s leaves in.
+func withDefaults(s *Spec, g groups) []Mount {
 	var list []Mount
 	if !s.NoDefaultMounts {
 		list = defaultMounts(s, g)
@@ -372,7 +372,7 @@ func (p *plan) mounts(s *Spec, g groups) error {
 	for _, m := range s.Mounts {
 		targets[path.Clean(m.Target)] = true
 	}
-	list = slices.DeleteFunc(list, func(m Mount) bool {
+	return slices.DeleteFunc(list, func(m Mount) bool {
 		// What hides /dev or /sys hides what is mounted below it by default.
 		for t := m.Target; t != "/"; t = path.Dir(t) {
 			if targets[t] && (t == m.Target || t == "/dev" || t == "/sys" || t == "/sys/fs/cgroup") {
@@ -381,6 +381,11 @@ func (p *plan) mounts(s *Spec, g groups) error {
 		}
 		return false
 	})
+}
+
+// mounts makes the list of mounts.
+func (p *plan) mounts(s *Spec, g groups) error {
+	list := withDefaults(s, g)
 	for _, m := range list {
 		p.Dev = p.Dev || m.Target == "/dev"
 	}

@@ -113,10 +113,12 @@ func join(pidfd, flags int, files []*os.File) (int, error) {
 // The steps of a joiner, for messages.
 var joinSteps = []string{"", "hide from the sandbox", "join the namespaces", "clone into them", "pass descriptors", "execute the init", "become root in it"}
 
-// readResult reads {0, pid} or {step, errno}. The pid comes first; an init
-// that cannot be executed adds an error.
+// readResult reads {0, pid} and {step, errno}, in any order, up to the end. A
+// child that could not execute the init is reaped: unreaped it would keep the
+// sandbox from ending.
 func readResult(fd int) (int, error) {
 	var pid int
+	var failed error
 	for {
 		var r [2]int64
 		n, err := unix.Read(fd, unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r)))
@@ -124,6 +126,11 @@ func readResult(fd int) (int, error) {
 		case err == unix.EINTR:
 		case err != nil:
 			return 0, fmt.Errorf("join the sandbox: %w", err)
+		case n == 0 && failed != nil:
+			if pid != 0 {
+				reap(pid)
+			}
+			return 0, failed
 		case n == 0 && pid == 0:
 			return 0, errors.New("join the sandbox: the helper was killed")
 		case n == 0:
@@ -131,12 +138,7 @@ func readResult(fd int) (int, error) {
 		case r[0] == 0:
 			pid = int(r[1])
 		default:
-			if pid != 0 {
-				reap(pid)
-			}
-			if step := joinSteps[r[0]]; step != "" {
-				return 0, fmt.Errorf("join the sandbox: %s: %w", step, syscall.Errno(r[1]))
-			}
+			failed = fmt.Errorf("join the sandbox: %s: %w", joinSteps[r[0]], syscall.Errno(r[1]))
 		}
 	}
 }

@@ -18,9 +18,10 @@ type Process struct {
 	terminal *os.File
 	created  []string
 	group    groups
-	formats  *os.File    // a binfmt_misc instance, kept for as long as it is used
-	own      bool        // the sandbox is this process's: its groups end with it
-	stop     func() bool // ends the watch over the context of Start
+	formats  *os.File     // a binfmt_misc instance, kept for as long as it is used
+	remove   func() error // what else there is to remove at the end; may be nil
+	own      bool         // the sandbox is this process's: its groups end with it
+	stop     func() bool  // ends the watch over the context of Start
 
 	mu    sync.Mutex // guards ended, and pidfd being open
 	ended bool
@@ -138,7 +139,11 @@ func (p *Process) await() (Status, error) {
 	// The first process has taken all of its PID namespace with it. In the
 	// host's PID namespace, or where the command moved a process to another
 	// group, this does it.
-	return s, p.group.Remove()
+	err = p.group.Remove()
+	if p.remove != nil {
+		err = errors.Join(err, p.remove())
+	}
+	return s, err
 }
 
 // reap waits for a child.

@@ -75,6 +75,12 @@ type Command struct {
 type Spec struct {
 	Command
 
+	// Runtime, if set, is the path of an OCI runtime, such as runc, that runs
+	// the sandbox in place of this package. Prepare, hooks, Hold and Formats
+	// are not for it, and it does not end with its parent: the next process
+	// that starts a sandbox ends what was left.
+	Runtime string
+
 	// Root is a detached mount (fsmount, open_tree) that becomes the root
 	// file system. The mount moves into the sandbox and ends with it; the
 	// caller closes its descriptor after Start. Alternatively RootPath names

@@ -78,6 +78,7 @@ func root(t testing.TB) string {
 func spec(t testing.TB, args ...string) Spec {
 	t.Helper()
 	return Spec{
+		Runtime:  testRuntime,
 		RootPath: root(t),
 		Command:  Command{Args: append([]string{"/bin/box"}, args...), Env: []string{"PATH=/bin"}},
 	}

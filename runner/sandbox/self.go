@@ -17,7 +17,7 @@ import (
 // calls it first thing in main, and their tests in TestMain: a build without
 // the embedded init executes the program itself again.
 func MaybeInit() {
-	if len(os.Args) > 0 && (os.Args[0] == launch.Name || os.Args[0] == launch.ReaperName) {
+	if len(os.Args) > 0 && (os.Args[0] == launch.Name || os.Args[0] == launch.ReaperName || os.Args[0] == launch.ReaperPath) {
 		launch.Main()
 	}
 }

@@ -28,7 +28,11 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := start(ctx, &s, g)
+	begin := start
+	if s.Runtime != "" {
+		begin = startRuntime
+	}
+	p, err := begin(ctx, &s, g)
 	if err != nil {
 		return nil, errors.Join(err, g.Remove())
 	}

@@ -24,6 +24,9 @@ import (
 const (
 	Name       = "kiln-init"
 	ReaperName = "kiln-reaper"
+	// ReaperPath is where the program is mounted in a sandbox that another
+	// program starts; it is a reaper by that name too.
+	ReaperPath = "/dev/kiln-reaper"
 )
 
 // Conn is the descriptor of the socket to the parent, in the init.
@@ -116,6 +119,9 @@ func Main() {
 	runtime.LockOSThread()
 	if len(os.Args) > 0 && os.Args[0] == ReaperName {
 		reap()
+	}
+	if len(os.Args) > 1 && os.Args[0] == ReaperPath {
+		reapAlone()
 	}
 	// No process of the sandbox may trace or look into this one, through
 	// which it could reach descriptors and memory of the host

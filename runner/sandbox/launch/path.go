@@ -96,6 +96,16 @@ func mountPoint(root int, target string, dir bool, made func(parent int, name st
 	}
 }
 
+// MountPoint makes the place that target names below root, as mountPoint
+// does, for a sandbox that another program starts.
+func MountPoint(root int, target string, dir bool, made func(parent int, name string) error) error {
+	fd, err := mountPoint(root, target, dir, made)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	return err
+}
+
 func create(parent int, name string, dir bool) error {
 	if dir {
 		return unix.Mkdirat(parent, name, 0o755)

@@ -39,6 +39,17 @@ func reap() {
 	}
 }
 
+// reapAlone is reap without a parent to tell how the start went.
+func reapAlone() {
+	file, err := lookup(os.Args[1], os.Getenv("PATH"))
+	if f, ok := err.(*failure); ok {
+		os.Stderr.WriteString(f.text + "\n")
+		os.Exit(f.code)
+	}
+	os.Args = append([]string{ReaperName, file}, os.Args[1:]...)
+	reap()
+}
+
 // reapAll waits for whatever has ended, and exits if the command has.
 func reapAll(command int) {
 	for {
