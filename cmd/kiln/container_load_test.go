@@ -122,7 +122,7 @@ func (l *load) running() []int {
 	var monitors []int
 	for _, pid := range processes("KILN_ROOT=" + l.root) {
 		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if bytes.Contains(cmd, []byte("\x00monitor\x00")) {
+		if bytes.HasPrefix(cmd, []byte(monitorName+"\x00")) {
 			l.monitors.Store(pid, true)
 			monitors = append(monitors, pid)
 		}

@@ -11,15 +11,16 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"kiln.build/runner/container"
 	"kiln.build/runner/sandbox"
 )
 
 // A monitor is this program executed again, for one container and as long as
-// that lives: `kiln monitor`. It is started while the command that wants it
+// that lives, under the name kiln-monitor; it never builds the tree of
+// commands, so that it stays small. It is started while the command that wants it
 // still looks for the image, since two processes are ready sooner than one
 // after the other. On descriptor 3 it is told which container is meant, and
 // answers once the command runs, or cannot; and, if somebody watches from the
@@ -74,10 +75,10 @@ func (a *app) newMonitor(watched bool) (*monitor, error) {
 	}
 	defer theirs.Close()
 	m := &monitor{talk: talk, answers: json.NewDecoder(talk)}
-	m.cmd = exec.Command(self, "--root", a.root, "monitor")
-	m.cmd.ExtraFiles = []*os.File{theirs}
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	m.cmd.Dir = "/"
+	m.cmd = &exec.Cmd{
+		Path: self, Args: []string{monitorName, a.root}, Dir: "/",
+		ExtraFiles: []*os.File{theirs}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
 	if watched {
 		watching, err := m.watched()
 		if err != nil {
@@ -85,7 +86,7 @@ func (a *app) newMonitor(watched bool) (*monitor, error) {
 		}
 		defer watching.Close()
 		m.cmd.ExtraFiles = append(m.cmd.ExtraFiles, watching)
-		m.cmd.Args = append(m.cmd.Args, "--watched")
+		m.cmd.Args = append(m.cmd.Args, "watched")
 	}
 	if err := m.cmd.Start(); err != nil {
 		m.close()
@@ -161,30 +162,28 @@ func (m *monitor) wait() int {
 	return last.Exit
 }
 
-func (a *app) monitorCommand() *cobra.Command {
-	var watched bool
-	c := &cobra.Command{
-		Use: "monitor", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
-			unix.CloseOnExec(3)
-			talk := os.NewFile(3, "talk")
-			m := &container.Monitor{Attach: attachNetwork}
-			if watched {
-				unix.CloseOnExec(4)
-				m.Watcher = os.NewFile(4, "watcher")
-			}
-			a.monitor(c.Context(), m, talk)
-			return nil
-		},
+// monitorName is the program's name as a monitor.
+const monitorName = "kiln-monitor"
+
+// monitorMain is what the program does under that name. Its arguments are the
+// store's folder, and "watched" if somebody watches from the start.
+func monitorMain(ctx context.Context, args []string) {
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, root: args[1]}
+	unix.CloseOnExec(3)
+	m := &container.Monitor{Attach: attachNetwork}
+	if len(args) > 2 {
+		unix.CloseOnExec(4)
+		m.Watcher = os.NewFile(4, "watcher")
 	}
-	c.Flags().BoolVar(&watched, "watched", false, "somebody watches, on descriptor 4")
-	return c
+	a.monitor(ctx, m, os.NewFile(3, "talk"))
 }
 
+// settled is after how long a monitor gives memory back that only its start
+// needed.
+const settled = 500 * time.Millisecond
+
 func (a *app) monitor(ctx context.Context, m *container.Monitor, talk *os.File) {
-	// It has little to do and lives long: memory counts more than time.
-	debug.SetGCPercent(20)
 	say := func(x monitorAnswer) { _ = json.NewEncoder(talk).Encode(x) } // to nobody, perhaps
 	watched := m.Watcher != nil
 	told := false
@@ -193,8 +192,14 @@ func (a *app) monitor(ctx context.Context, m *container.Monitor, talk *os.File) 
 		if !watched {
 			_ = talk.Close()
 		}
-		debug.FreeOSMemory()
 	}
+	// It has little to do and may live long: memory counts more than time
+	// then. A command that ends at once does not wait for that.
+	thrift := time.AfterFunc(settled, func() {
+		debug.SetGCPercent(20)
+		debug.FreeOSMemory()
+	})
+	defer thrift.Stop()
 	m.Ended = func(code int) {
 		told = true
 		say(monitorAnswer{Exit: code})

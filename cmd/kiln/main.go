@@ -13,6 +13,10 @@ import (
 
 func main() {
 	sandbox.MaybeInit() // does not return where this process is to become a sandbox
+	if len(os.Args) > 1 && os.Args[0] == monitorName {
+		monitorMain(context.Background(), os.Args)
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	err := a.command().ExecuteContext(ctx)

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	if err := testInit(); err != nil {
 		log.Fatal(err)
 	}
-	testscript.Main(m, map[string]func(){"kiln": main})
+	testscript.Main(m, map[string]func(){"kiln": main, monitorName: main})
 }
 
 // testInit gives this program, and the kiln that it is in scripts, the
