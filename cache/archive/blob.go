@@ -34,7 +34,7 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 		level = *o.Level
 	}
 	pr, pw := io.Pipe()
-	diffID := sha256.New()
+	diffID := sha256.New() // unless the blob's own digest is that
 	packed := make(chan error, 1)
 	go func() {
 		err := func() error {
@@ -42,7 +42,11 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 			if err != nil {
 				return err
 			}
-			err = Pack(ctx, io.MultiWriter(diffID, z), dir, t, o.PackOptions)
+			w := io.Writer(z)
+			if o.Compression != Uncompressed {
+				w = io.MultiWriter(diffID, z)
+			}
+			err = Pack(ctx, w, dir, t, o.PackOptions)
 			return errors.Join(err, z.Close())
 		}()
 		pw.CloseWithError(err) // nil is io.EOF
@@ -55,6 +59,9 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 	}
 	if err != nil {
 		return v1.Descriptor{}, "", err
+	}
+	if o.Compression == Uncompressed {
+		return desc, desc.Digest, nil
 	}
 	return desc, digest.NewDigest(digest.SHA256, diffID), nil
 }

@@ -2,8 +2,10 @@ package archive
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -47,11 +49,13 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 		return fmt.Errorf("pack layer: %w", err)
 	}
 	defer d.Close()
+	// Headers and padding are small, and w may be slow to take many pieces.
+	out := bufio.NewWriterSize(w, 256<<10)
 	p := &packer{
 		o:    o,
 		disk: d,
 		tree: t,
-		tw:   tar.NewWriter(w),
+		tw:   tar.NewWriter(out),
 	}
 	p.small = newPrefetch(dir, t, o.Layer)
 	defer p.small.Close()
@@ -63,7 +67,7 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 			return fmt.Errorf("pack layer: %w", err)
 		}
 	}
-	if err := p.tw.Close(); err != nil {
+	if err := errors.Join(p.tw.Close(), out.Flush()); err != nil {
 		return fmt.Errorf("pack layer: %w", err)
 	}
 	return nil

@@ -193,7 +193,9 @@ func readChecked(buf []byte, d *disk, e *tree.Entry, layer digest.Digest) ([]byt
 		if m == 0 {
 			break
 		}
-		n += m
+		if n += m; n == end {
+			break // a read that stops short of the byte more is at the end
+		}
 	}
 	switch {
 	case n > end:

@@ -13,6 +13,8 @@ import (
 	"kiln.build/solver"
 )
 
+var quick = 1
+
 // bigLayer is a layer of many files, one of which has its own content.
 func bigLayer(t *testing.T, s *cache.Store, own string) solver.Layer {
 	t.Helper()
@@ -21,13 +23,13 @@ func bigLayer(t *testing.T, s *cache.Store, own string) solver.Layer {
 		words[i] = fmt.Sprintf("%x ", i)
 	}
 	lines := []string{"d/"}
-	for i := range 300 {
+	for i := range 160 {
 		r := rand.New(rand.NewPCG(uint64(i), 1))
 		var b strings.Builder
 		for b.Len() < 32<<10 {
 			b.WriteString(words[r.IntN(len(words))])
 		}
-		if i == 150 {
+		if i == 80 {
 			b.WriteString(own)
 		}
 		lines = append(lines, fmt.Sprintf("d/f%03d %s", i, b.String()))
@@ -49,7 +51,7 @@ func packed(t *testing.T, m *Maker, l solver.Layer, f Form) Blob {
 // nothing is known.
 func TestBlocks(t *testing.T) {
 	for _, c := range []archive.Compression{archive.Gzip, archive.Zstd} {
-		f := Form{Compression: c}
+		f := Form{Compression: c, Level: &quick}
 		fresh := storetest.Open(t)
 		layer := bigLayer(t, fresh, "x")
 		want := packed(t, &Maker{Store: fresh}, layer, Form{})
@@ -78,7 +80,7 @@ func TestBlocks(t *testing.T) {
 		if got.Descriptor.Digest != clean.Descriptor.Digest || got.DiffID != want.DiffID {
 			t.Errorf("%s: %v where the first blob is known, %v where not", c, got, clean)
 		}
-		if all := names(t, s, got); strings.Count(all, " ") != 300 || !strings.HasSuffix(all, "d/f299") {
+		if all := names(t, s, got); strings.Count(all, " ") != 160 || !strings.HasSuffix(all, "d/f159") {
 			t.Errorf("%s: it holds %s", c, all)
 		}
 	}
@@ -86,7 +88,7 @@ func TestBlocks(t *testing.T) {
 
 // TestBlocksDamaged damages the blob that blocks are taken from.
 func TestBlocksDamaged(t *testing.T) {
-	f := Form{Compression: archive.Gzip}
+	f := Form{Compression: archive.Gzip, Level: &quick}
 	fresh := storetest.Open(t)
 	clean := packed(t, &Maker{Store: fresh}, bigLayer(t, fresh, "x"), f)
 	for what, damage := range map[string]func(path string) error{
