@@ -60,7 +60,9 @@ func (m *machine) kilnBuilder() builder {
 		build: func(dir string, o output) []string {
 			argv := m.kiln("build", "--progress=plain", "--network=host", "--allow=network.host")
 			switch o.kind {
-			case "none", "store":
+			case "none":
+				argv = append(argv, "-o", "type=cacheonly")
+			case "store":
 				argv = append(argv, "-t", "bench")
 			case "oci":
 				argv = append(argv, "-t", "bench", "-o", "type=oci,dest="+o.to+compressionField(o))

@@ -153,14 +153,19 @@ func (e *Exporter) layer(ctx context.Context, m *blob.Maker, f Form, stack []sol
 	return m.Recompress(ctx, b, f.Layers)
 }
 
-// Prepare makes the blobs of a stack ahead of the export, while other
-// vertices are still being solved. Hold a lease of the layout.
-func (e *Exporter) Prepare(ctx context.Context, o Output, stack []solver.Layer) error {
+// Prepare makes the blobs of a stack, from layer below on, ahead of the
+// export, while other vertices are still being solved.
+func (e *Exporter) Prepare(ctx context.Context, o Output, stack []solver.Layer, below int) error {
 	if o.Files() {
 		return nil
 	}
-	_, err := e.layers(ctx, e.form(o), stack)
-	return err
+	m, f := e.blobs(), e.form(o)
+	for i := below; i < len(stack); i++ {
+		if _, err := e.layer(ctx, m, f, stack, i); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mediaType is a layer's in the family that the manifest is of. The blob is

@@ -211,9 +211,21 @@ func (e *Exporter) exportArchive(ctx context.Context, o Output, r *Result, platf
 	if o.Folder {
 		return images.WriteFolder(ctx, layoutOf, o.Dest, x)
 	}
-	return e.writeFile(o.Dest, func(w io.Writer) error {
-		return images.WriteArchive(ctx, layoutOf, w, images.ArchiveOptions{Docker: o.Type == TypeDocker}, x)
+	options := images.ArchiveOptions{Docker: o.Type == TypeDocker}
+	content, err := images.ArchiveContent(ctx, layoutOf, options, x)
+	if err != nil {
+		return err
+	}
+	if o.Dest != "-" && e.unchanged(ctx, o.Dest, content) {
+		return nil
+	}
+	err = e.writeFile(o.Dest, func(w io.Writer) error {
+		return images.WriteArchive(ctx, layoutOf, w, options, x)
 	})
+	if err == nil && o.Dest != "-" {
+		e.wrote(ctx, o.Dest, content)
+	}
+	return err
 }
 
 // blobs is the maker of layer blobs.

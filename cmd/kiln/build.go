@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/term"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
@@ -334,9 +333,14 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 	if err != nil {
 		return nil, warnings, err
 	}
-	s := &solver.Solver{Cache: b.store, Runner: b.runner, Events: b.display, Jobs: jobs, Why: why.Why, Dry: b.flags.dryRun}
+	run, err := b.ahead(ctx, targets)
+	if err != nil {
+		return nil, warnings, err
+	}
+	s := &solver.Solver{Cache: b.store, Runner: run, Events: b.display, Jobs: jobs, Why: why.Why, Dry: b.flags.dryRun}
 	s.Place = func(ctx context.Context) (func(), error) { return b.store.Job(ctx, jobs) }
 	graph, err := s.Evaluate(ctx, targets...)
+	run.Close(err)
 	b.remember(why, graph, err)
 	if err != nil || b.flags.dryRun {
 		return nil, warnings, err
@@ -380,14 +384,9 @@ func (b *builder) explain(err error) error {
 
 // export sends the result where the flags say, and tells its digests.
 func (b *builder) export(ctx context.Context, built []exporter.Image) error {
-	epoch, err := b.flags.epoch()
+	x, err := b.exporter()
 	if err != nil {
 		return err
-	}
-	out, _ := b.app.stdout.(*os.File)
-	x := &exporter.Exporter{
-		Store: b.store, Client: b.runner.Registry, Fetch: b.runner.FetchBlob, Epoch: epoch, Stdout: b.app.stdout,
-		Terminal: out != nil && term.IsTerminal(out.Fd()),
 	}
 	var last exporter.Result
 	for _, o := range b.outputs {

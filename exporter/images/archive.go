@@ -50,13 +50,38 @@ type dockerManifest struct {
 // WriteArchive writes images of a layout as a tar of an OCI image layout.
 // Every blob is checked while it is read. Equal images give equal bytes.
 func WriteArchive(ctx context.Context, l *layout.Layout, w io.Writer, o ArchiveOptions, exports ...Export) error {
-	a := archiver{l: l, blobs: map[digest.Digest][]byte{}}
-	for _, x := range exports {
-		if err := a.add(ctx, x, o); err != nil {
-			return err
-		}
+	a, err := newArchiver(ctx, l, o, exports)
+	if err != nil {
+		return err
 	}
 	return a.write(ctx, w, o)
+}
+
+// ArchiveContent names what WriteArchive would write: archives of equal
+// content are equal. No blob of a layer is read.
+func ArchiveContent(ctx context.Context, l *layout.Layout, o ArchiveOptions, exports ...Export) (digest.Digest, error) {
+	a, err := newArchiver(ctx, l, o, exports)
+	if err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(struct {
+		Version  int // of how archives are written
+		Blobs    []digest.Digest
+		Index    []v1.Descriptor
+		Docker   bool
+		Manifest []dockerManifest
+	}{1, slices.Sorted(maps.Keys(a.blobs)), a.index, o.Docker, a.manifest})
+	return digest.FromBytes(b), err
+}
+
+func newArchiver(ctx context.Context, l *layout.Layout, o ArchiveOptions, exports []Export) (*archiver, error) {
+	a := &archiver{l: l, blobs: map[digest.Digest][]byte{}}
+	for _, x := range exports {
+		if err := a.add(ctx, x, o); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
 }
 
 type archiver struct {
