@@ -51,8 +51,14 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 		return solver.Result{}, err
 	}
 	defer draft.Discard()
-	last := r.lastLayer(ctx, a, len(p.entries))
+	var last *lastLayer
+	if len(p.archives) == 0 { // which could change files in place
+		last = r.lastLayer(ctx, a, len(p.entries))
+	}
 	t, err := p.write(ctx, draft.FS, last)
+	if err == nil {
+		t, err = r.unpackInto(ctx, p, draft.FS, t, a.Below)
+	}
 	if err != nil {
 		return solver.Result{}, err
 	}
@@ -91,13 +97,14 @@ func newPlan(f *op.Facts, c chmod) *plan {
 func (p *plan) add(ctx context.Context, s *selection, unpack bool) error {
 	for i := range s.tree.Entries {
 		from := &s.tree.Entries[i]
-		if unpack && from.Type == tree.File && !strings.Contains(from.Path, "/") && !rooted(s.tree) {
+		if unpack && mayBeArchive(s, from) {
 			is, err := isArchive(ctx, s, from)
 			if err != nil {
 				return err
 			}
 			if is {
 				p.archives = append(p.archives, &planned{Entry: *from, from: from, sel: s})
+				p.way(chmod{}) // --chmod is not for what archives bring about
 				continue
 			}
 		}
@@ -127,9 +134,26 @@ func (p *plan) add(ctx context.Context, s *selection, unpack bool) error {
 		p.entries[e.Path] = &planned{Entry: e, from: from, sel: s}
 	}
 	if len(s.tree.Entries) > 0 {
-		p.way()
+		p.way(p.chmod)
 	}
 	return nil
+}
+
+// mayBeArchive reports whether an entry is a file that a source names itself.
+func mayBeArchive(s *selection, e *tree.Entry) bool {
+	return e.Type == tree.File && !strings.Contains(e.Path, "/") && !rooted(s.tree)
+}
+
+// hasArchive reports whether any file that a source names is an archive.
+func hasArchive(ctx context.Context, s *selection) (bool, error) {
+	for i := range s.tree.Entries {
+		if e := &s.tree.Entries[i]; mayBeArchive(s, e) {
+			if is, err := isArchive(ctx, s, e); is || err != nil {
+				return is, err
+			}
+		}
+	}
+	return false, nil
 }
 
 // rooted reports whether a selection has a directory as a source.
@@ -147,7 +171,7 @@ func isArchive(ctx context.Context, s *selection, e *tree.Entry) (bool, error) {
 // top plans the destination directory for a directory source, whose time it
 // gets. One that exists keeps the rest of its attributes.
 func (p *plan) top(from *tree.Entry) {
-	p.way()
+	p.way(p.chmod)
 	e := p.entries[strings.TrimPrefix(p.facts.Path, "/")]
 	e.Mtime = from.Mtime
 }
@@ -155,7 +179,7 @@ func (p *plan) top(from *tree.Entry) {
 // way plans the directories down to the destination: those that exist keep
 // their attributes, the others are made. The last one that exists gets a new
 // entry, and with it a new time.
-func (p *plan) way() {
+func (p *plan) way(chmod chmod) {
 	for i, d := range p.facts.Existing {
 		at := strings.TrimPrefix(d.Path, "/")
 		if _, ok := p.entries[at]; !ok {
@@ -178,8 +202,8 @@ func (p *plan) way() {
 		if p.facts.UID != nil {
 			e.UID, e.GID = *p.facts.UID, *p.facts.GID
 		}
-		if p.chmod.octal {
-			e.Mode = p.chmod.apply(0, true) & 0o777 // as mkdir(2) does
+		if chmod.octal {
+			e.Mode = chmod.apply(0, true) & 0o777 // as mkdir(2) does
 		}
 		p.entries[dir] = &planned{Entry: e}
 		dir = parent(dir)
@@ -243,30 +267,29 @@ func (p *plan) write(ctx context.Context, dir string, last *lastLayer) (*tree.Tr
 			}
 		}
 	}
-	return p.unpack(ctx, dir, t)
+	return t, nil
 }
 
-// unpack extracts the archives of an ADD into the destination.
-func (p *plan) unpack(ctx context.Context, dir string, t *tree.Tree) (*tree.Tree, error) {
-	for _, e := range p.archives {
-		if len(t.Entries) == 0 {
-			p.facts.Dir = true
-			p.way()
-			var err error
-			rest := *p
-			rest.archives = nil
-			if t, err = rest.write(ctx, dir, nil); err != nil {
-				return nil, err
-			}
+// unpackInto extracts the archives of an ADD into the destination, over what the
+// plan has written. Links are followed through the root below, if it counts.
+func (r *Runner) unpackInto(ctx context.Context, p *plan, dir string, t *tree.Tree, below *solver.Output) (*tree.Tree, error) {
+	o := archive.UnpackOptions{Under: strings.TrimPrefix(p.facts.Path, "/"), Implied: p.now}
+	if below != nil && below.Digest == p.facts.Root { // not with --link
+		var err error
+		if o.Lower, err = r.Store.Index(below.Layers); err != nil {
+			return nil, err
 		}
+		o.LowerDirs = r.lower(below.Layers)
+	}
+	if p.facts.UID != nil {
+		o.Owner = &archive.Owner{UID: *p.facts.UID, GID: *p.facts.GID}
+	}
+	for _, e := range p.archives {
 		f, err := e.sel.from.open(e.from)
 		if err != nil {
 			return nil, err
 		}
-		o := archive.UnpackOptions{Under: strings.TrimPrefix(p.facts.Path, "/"), Onto: t}
-		if p.facts.UID != nil {
-			o.Owner = &archive.Owner{UID: *p.facts.UID, GID: *p.facts.GID}
-		}
+		o.Onto = t
 		t, err = archive.Unpack(ctx, f, dir, o)
 		if err := errors.Join(err, f.Close()); err != nil {
 			return nil, fmt.Errorf("unpack %q: %w", "/"+sourceOf(e.from), err)
@@ -411,7 +434,7 @@ func (r *Runner) mkdir(ctx context.Context, a *solver.Action, o op.Mkdir) (solve
 		p.made = o.Time.UnixNano()
 	}
 	if n := len(facts.Existing); n == 0 || facts.Existing[n-1].Path != facts.Path {
-		p.way()
+		p.way(p.chmod)
 	}
 	draft, err := r.Store.NewLayer()
 	if err != nil {

@@ -371,6 +371,20 @@ func TestSocketIsEmptyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantLines(t, "socket", b.list(b.build(copyTo("/s", "s").vertex())), "f 600 0:0 s")
+	wantLines(t, "socket in a directory", b.list(b.build(copyTo("/d", "/").vertex())), "d 755 0:0 d", "f 600 0:0 d/s", "f 644 0:0 d/x x")
+}
+
+func TestLocalHardLinks(t *testing.T) {
+	b := newBed(t)
+	b.put("f 644 0:0 d/one linked", "h 644 0:0 d/sub/two d/one", "h 644 0:0 other d/one")
+	wantLines(t, "a directory", b.list(b.build(copyTo("/x", "d").vertex())),
+		"d 755 0:0 x", "f 644 0:0 x/one linked", "d 755 0:0 x/sub", "h 644 0:0 x/sub/two x/one")
+	wantLines(t, "files", b.list(b.build(copyTo("/x/", "d/one", "other").vertex())),
+		"d 755 0:0 x", "f 644 0:0 x/one linked", "f 644 0:0 x/other linked")
+	c := copyTo("/x", "/")
+	c.sel.Exclude = []string{"d/one"}
+	wantLines(t, "without the first", b.list(b.build(c.vertex())),
+		"d 755 0:0 x", "d 755 0:0 x/d", "d 755 0:0 x/d/sub", "f 644 0:0 x/d/sub/two linked", "h 644 0:0 x/other x/d/sub/two")
 }
 
 func gzipped(t testing.TB, data []byte) string {
@@ -410,9 +424,14 @@ func TestAddArchives(t *testing.T) {
 		{name: "beside a file", c: add("/x/", "a.tar", "text"), want: lines("d 755 0:0 x", inside("x/"), "f 644 0:0 x/text hello")},
 		{name: "cut", c: add("/x/", "cut"), err: []string{"unexpected EOF"}},
 		{name: "into a link", root: []string{"d 700 0:0 real", "l 777 0:0 x /real"}, c: add("/x", "a.tar"), want: lines("d 700 0:0 real", inside("real/"), "l 777 0:0 x /real")},
+		{name: "onto a file", root: []string{"f 644 0:0 x x"}, c: add("/x", "a.tar"), err: []string{"cannot unpack", "/x"}},
+		{name: "links below", root: []string{"d 700 0:0 real", "l 777 0:0 implied real", "l 777 0:0 d /real"}, c: add("/", "a.tar"), want: []string{
+			"f 644 0:0 .wh.d W", "d 750 3:4 d", "f 640 3:4 d/x X", "l 777 0:0 implied real", "d 700 0:0 real", "f 644 0:0 real/y Y", "h 640 3:4 z d/x",
+		}},
+		{name: "a file below", root: []string{"f 644 0:0 implied x"}, c: add("/", "a.tar"), err: []string{`"implied" is not a directory`}},
 		// Links that an archive brings lead inside of the root as well.
 		{name: "escape", c: add("/x", "escape"), want: []string{"d 755 0:0 x", "l 777 0:0 x/out /etc", "d 755 0:0 etc", "f 644 0:0 etc/evil E", "f 644 0:0 x/up U"}},
-		{name: "chown", c: owned, want: []string{"d 755 0:0 x", "f 644 9:9 x/.wh.d W", "d 750 9:9 x/d", "f 640 9:9 x/d/x X", "d 755 0:0 x/implied", "f 644 9:9 x/implied/y Y", "h 640 9:9 x/z x/d/x"}},
+		{name: "chown", c: owned, want: []string{"d 755 9:9 x", "f 644 9:9 x/.wh.d W", "d 750 9:9 x/d", "f 640 9:9 x/d/x X", "d 755 0:0 x/implied", "f 644 9:9 x/implied/y Y", "h 640 9:9 x/z x/d/x"}},
 	}
 	for _, c := range cases {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -23,16 +24,30 @@ func (r *Runner) dest(ctx context.Context, a *solver.Action, o op.Dest) (solver.
 		return solver.Result{}, err
 	}
 	var sels []*tree.Tree
-	for _, in := range a.Inputs[1:] {
-		s, err := r.selected(in, nil)
+	archives := false
+	for i, in := range a.Inputs[1:] {
+		var using *solver.Output
+		unpack := o.Unpack && !slices.Contains(o.Packed, i)
+		if unpack {
+			using = &a.Using[i]
+		}
+		s, err := r.selected(in, using)
 		if err != nil {
 			return solver.Result{}, err
 		}
+		if unpack && !archives {
+			if archives, err = hasArchive(ctx, s); err != nil {
+				return solver.Result{}, err
+			}
+		}
 		sels = append(sels, s.tree)
 	}
-	facts, err := destination(idx, o, sels)
+	facts, err := destination(idx, o, sels, archives)
 	if err != nil {
 		return solver.Result{}, err
+	}
+	if archives {
+		facts.Root = root.Digest
 	}
 	if o.Owner != "" {
 		acc, err := r.accounts(root.Layers, idx)
@@ -74,7 +89,7 @@ func factsResult(f *op.Facts) (solver.Result, error) {
 }
 
 // destination looks a path up and checks that the selections fit there.
-func destination(idx *tree.Index, o op.Dest, sels []*tree.Tree) (*op.Facts, error) {
+func destination(idx *tree.Index, o op.Dest, sels []*tree.Tree, archives bool) (*op.Facts, error) {
 	slash := strings.HasSuffix(o.Path, "/")
 	resolved, e, _, err := idx.Resolve(strings.Trim(o.Path, "/"), true)
 	var missing *tree.NotFoundError
@@ -100,6 +115,8 @@ func destination(idx *tree.Index, o op.Dest, sels []*tree.Tree) (*op.Facts, erro
 	}
 	f := &op.Facts{Path: "/" + resolved, Dir: isDir || slash || anyDir || o.Mkdir}
 	switch {
+	case archives && exists && !isDir:
+		return nil, fmt.Errorf("cannot unpack an archive into %s, which is a %s and no directory", strings.TrimSuffix(o.Path, "/"), e.Type)
 	case f.Dir && exists && !isDir && o.Mkdir:
 		return nil, fmt.Errorf("%s is a %s, not a directory", o.Path, e.Type)
 	case f.Dir && exists && !isDir && any:
@@ -107,6 +124,7 @@ func destination(idx *tree.Index, o op.Dest, sels []*tree.Tree) (*op.Facts, erro
 	case !f.Dir && top > 1:
 		return nil, fmt.Errorf("%d files are copied to %s, which is no directory: write %s/", top, o.Path, o.Path)
 	}
+	f.Dir = f.Dir || archives
 	f.Existing = existing(idx, resolved)
 	if isDir {
 		for _, t := range sels {

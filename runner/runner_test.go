@@ -421,7 +421,10 @@ func (c copying) vertex() *solver.Vertex {
 		sel = &solver.Vertex{Op: c.sel, Inputs: []*solver.Vertex{c.from}}
 		using = c.from
 	}
-	dest := &solver.Vertex{Op: op.Dest{Path: c.dst, Owner: c.chown}, Inputs: []*solver.Vertex{c.root, sel}}
+	dest := &solver.Vertex{Op: op.Dest{Path: c.dst, Owner: c.chown, Unpack: c.unpack}, Inputs: []*solver.Vertex{c.root, sel}}
+	if c.unpack {
+		dest.Using = []*solver.Vertex{using}
+	}
 	return &solver.Vertex{
 		Op:     op.Copy{Chmod: c.chmod, Unpack: c.unpack},
 		Inputs: []*solver.Vertex{dest, sel}, Using: []*solver.Vertex{using}, Below: c.root,

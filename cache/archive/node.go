@@ -54,9 +54,9 @@ func clean(name string) string { return path.Clean("/" + name)[1:] }
 // maxLinks is how many symbolic links a path may lead through, as in Linux.
 const maxLinks = 40
 
-// walk finds a directory. Symbolic links made by the archive itself are
-// followed inside the root, as containerd and docker do: archives exist that
-// unpack "lib -> usr/lib" and then "lib/x". Where missing is nil, what is
+// walk finds a directory. Symbolic links made by the archive itself, or
+// below, are followed inside the root, as containerd and docker do: archives
+// exist that unpack "lib -> usr/lib" and then "lib/x". Where missing is nil, what is
 // not there is an error, else missing makes it.
 func (u *unpacker) walk(dir string, missing func(parent *node, name string) (*node, error)) (*node, error) {
 	cur := u.root
@@ -75,12 +75,21 @@ func (u *unpacker) walk(dir string, missing func(parent *node, name string) (*no
 			continue
 		}
 		kid := cur.kids[name]
+		target, below := "", false
+		if kid == nil {
+			var err error
+			if target, below, err = u.linkInLower(cur, name); err != nil {
+				return nil, err
+			}
+		}
 		switch {
-		case kid.is(tree.Symlink):
+		case kid.is(tree.Symlink), below:
 			if links++; links > maxLinks {
 				return nil, &fs.PathError{Op: "follow links", Path: dir, Err: unix.ELOOP}
 			}
-			target := kid.attr.Link
+			if !below {
+				target = kid.attr.Link
+			}
 			if strings.HasPrefix(target, "/") {
 				cur = u.root
 			}
@@ -102,6 +111,34 @@ func (u *unpacker) walk(dir string, missing func(parent *node, name string) (*no
 	return cur, nil
 }
 
+// linkInLower is the target of a symbolic link that the layers below have at
+// a name, if they have one. A name that is taken below by what a directory
+// cannot be made over is an error.
+func (u *unpacker) linkInLower(parent *node, name string) (target string, ok bool, err error) {
+	if u.o.Lower == nil || parent.hidesLower() {
+		return "", false, nil
+	}
+	p := path.Join(parent.path, name)
+	switch e, _, ok := u.o.Lower.Lookup(p); {
+	case !ok || e.Type == tree.Dir:
+		return "", false, nil
+	case e.Type == tree.Symlink:
+		return e.Link, true, nil
+	}
+	return "", false, fmt.Errorf("%q is not a directory", p)
+}
+
+// hidesLower reports whether nothing of the layers below is seen in a
+// directory.
+func (n *node) hidesLower() bool {
+	for ; n != nil; n = n.parent {
+		if n.attr.Opaque {
+			return true
+		}
+	}
+	return false
+}
+
 // dir finds the directory for an entry and makes what is missing of it.
 func (u *unpacker) dir(dir string) (*node, error) {
 	if u.last != nil && u.lastDir == dir {
@@ -121,8 +158,8 @@ func (u *unpacker) implicit(parent *node, name string) (*node, error) {
 	if u.o.Layer && strings.HasPrefix(name, whiteoutPrefix) {
 		return nil, fmt.Errorf("%q: names that start with %q mark deletions", path.Join(parent.path, name), whiteoutPrefix)
 	}
-	attr := &tree.Entry{Type: tree.Dir, Mode: 0o755}
-	if u.o.Lower != nil {
+	attr := &tree.Entry{Type: tree.Dir, Mode: 0o755, Mtime: u.o.Implied}
+	if u.o.Lower != nil && !parent.hidesLower() {
 		if e, _, ok := u.o.Lower.Lookup(path.Join(parent.path, name)); ok && e.Type == tree.Dir {
 			attr = &tree.Entry{Type: tree.Dir, Mode: e.Mode, UID: e.UID, GID: e.GID, Mtime: e.Mtime, Xattrs: e.Xattrs}
 		}

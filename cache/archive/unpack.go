@@ -46,11 +46,16 @@ type UnpackOptions struct {
 	MaxBytes int64
 
 	// Lower is the stack that the layer goes onto, and LowerDirs the
-	// directories of its layers, bottom first. Directories that the archive
-	// implies without listing them are made like those below, and hard links
-	// to files below become copies. Both may be nil.
+	// directories of its layers, bottom first. Symbolic links below are
+	// followed on the way to an entry, directories that the archive implies
+	// without listing them are made like those below, and hard links to files
+	// below become copies. Both may be nil.
 	Lower     *tree.Index
 	LowerDirs []string
+
+	// Implied is the time of directories that are only implied and not
+	// below, in nanoseconds since 1970.
+	Implied int64
 }
 
 // Owner is a user and group.
@@ -62,7 +67,7 @@ type Owner struct{ UID, GID int }
 // links and the extended attributes security.capability and user.* are kept.
 //
 // Of several entries with one name the last wins. Directories that have no
-// entry get mode 0755, owner 0:0 and the time zero. Without root's privileges
+// entry get mode 0755, owner 0:0 and the time Implied. Without root's privileges
 // owners, capabilities and device nodes that the kernel refuses are in the
 // tree only. Names are taken relative to dir: neither "..", nor absolute
 // names, nor links, nor anything else in the archive leads outside.
@@ -465,8 +470,8 @@ func (u *unpacker) linkBelow(ctx context.Context, parent *node, base, target str
 	if u.o.Lower == nil {
 		return missing
 	}
-	e, layer, ok := u.o.Lower.Lookup(target)
-	if !ok || e.Type != tree.File || layer >= len(u.o.LowerDirs) {
+	_, e, layer, err := u.o.Lower.Resolve(target, false)
+	if err != nil || e.Type != tree.File || layer >= len(u.o.LowerDirs) {
 		return missing
 	}
 	lower, err := openDisk(u.o.LowerDirs[layer])

@@ -24,7 +24,8 @@ import (
 // directory of an overlay and hashes all files.
 type ScanOptions struct {
 	// Plain reads an ordinary directory, not one in overlay form: a 0:0
-	// character device is a device, and extended attributes are left out.
+	// character device is a device, extended attributes are left out, and
+	// sockets are empty files, which is what docker makes of them.
 	Plain bool
 
 	// NoHash leaves the digests of files empty.
@@ -58,8 +59,9 @@ var ErrRedirected = errors.New("the overlay was mounted with redirect_dir or met
 
 // Scan lists a directory. It opens everything by descriptor and name without
 // following links, so nothing outside is ever read, whatever is in there.
-// Sockets are left out, as in every image format. Files are hashed by as many
-// goroutines as there are processors, and all have ended when Scan returns.
+// In overlay form sockets are left out, as in every image format. Files are
+// hashed by as many goroutines as there are processors, and all have ended
+// when Scan returns.
 //
 // In overlay form whiteouts, opaque marks and the kept extended attributes
 // (security.capability, user.*) are read as well; overlayfs' own are not kept.
@@ -199,8 +201,12 @@ func (s *scanner) name(d *openDir, name, at string) error {
 		return pathError("stat", at, err)
 	}
 	t := typeOf(st.Mode)
-	if t == 0 {
+	switch {
+	case t == 0 && !s.o.Plain:
 		return nil
+	case t == 0:
+		t, st.Size = File, 0
+		st.Mode = st.Mode&^unix.S_IFMT | unix.S_IFREG
 	}
 	keep, descend := true, true
 	if s.o.Filter != nil {

@@ -188,6 +188,9 @@ func TestScanPlain(t *testing.T) {
 	if err := os.Link(filepath.Join(dir, "src/a"), filepath.Join(dir, "src/z")); err != nil {
 		t.Fatal(err)
 	}
+	if err := unix.Mknod(filepath.Join(dir, "src/socket"), unix.S_IFSOCK|0o600, 0); err != nil {
+		t.Fatal(err)
+	}
 	link := filepath.Join(t.TempDir(), "context")
 	if err := os.Symlink(dir, link); err != nil {
 		t.Fatal(err)
@@ -201,13 +204,16 @@ func TestScanPlain(t *testing.T) {
 	}
 	want := map[string]string{
 		"": "", "src": "", "src/a": digest.FromString("src/a").String(), "src/deep": "", "src/deep/er": "", "src/deep/er/b": "sha256:known",
-		"src/z": digest.FromString("src/a").String(), "skip": "", "skip/kept": digest.FromString("skip/kept").String(),
+		"src/z": digest.FromString("src/a").String(), "src/socket": digest.FromString("").String(), "skip": "", "skip/kept": digest.FromString("skip/kept").String(),
 	}
 	have := map[string]string{}
 	for _, e := range got.Entries {
 		have[e.Path] = e.Digest.String()
 		if want := map[string]string{"src/z": "src/a"}[e.Path]; e.Hardlink != want {
 			t.Errorf("%s is a hard link to %q, want %q", e.Path, e.Hardlink, want)
+		}
+		if e.Path == "src/socket" && e.Type != File {
+			t.Errorf("a socket is a %s", e.Type)
 		}
 	}
 	if !reflect.DeepEqual(have, want) {

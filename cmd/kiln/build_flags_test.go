@@ -110,7 +110,7 @@ func TestBuildFlagValues(t *testing.T) {
 		func() error { _, err := (&buildFlags{contextModes: "some"}).gitModes(); return err },
 		func() error { _, err := (&buildFlags{sourceDateTime: "today"}).epoch(); return err },
 		func() error { _, err := (&buildFlags{jobs: -1}).jobCount(); return err },
-		func() error { _, err := parseContexts([]string{"x=https://example.com/a.tar"}); return err },
+		func() error { _, err := parseContexts([]string{"x=ftp://example.com/a.tar"}); return err },
 		func() error { _, err := parseContexts([]string{"x=/no/such/place"}); return err },
 		func() error { _, err := parseContexts([]string{"=x"}); return err },
 		func() error { _, err := parseSSH([]string{"default=/etc/passwd"}); return err },

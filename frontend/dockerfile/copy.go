@@ -68,9 +68,15 @@ func (b *build) transfer(s *stage, c *command, name string, t transfer) error {
 		root = &solver.Vertex{Op: op.Scratch{}} // nothing below is looked at
 	}
 	dest := &solver.Vertex{
-		Op:     op.Dest{Path: destination(s.image.Config.WorkingDir, t.DestPath), Owner: t.chown},
+		Op: op.Dest{
+			Path: destination(s.image.Config.WorkingDir, t.DestPath), Owner: t.chown,
+			Unpack: unpack, Packed: packed,
+		},
 		Inputs: append([]*solver.Vertex{root}, sels...),
 		Step:   hidden(step.Location),
+	}
+	if unpack {
+		dest.Using = using // to see what is an archive
 	}
 	s.root = &solver.Vertex{
 		Op:     op.Copy{Chmod: t.chmod, Unpack: unpack, Packed: packed},

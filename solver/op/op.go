@@ -142,6 +142,12 @@ type Dest struct {
 
 	// Mkdir asks for a directory at Path, as WORKDIR does.
 	Mkdir bool
+
+	// Unpack and Packed are as in the Copy that follows. With Unpack the
+	// vertex has the Copy's Using too, and where there are archives, their
+	// destination is a directory, and the facts name the root below.
+	Unpack bool
+	Packed []int
 }
 
 func (o Dest) Describe(d *solver.Description) {
@@ -149,6 +155,10 @@ func (o Dest) Describe(d *solver.Description) {
 	d.Line("path", o.Path)
 	d.Line("owner", o.Owner)
 	d.Bool("mkdir", o.Mkdir)
+	d.Bool("unpack", o.Unpack)
+	for _, i := range o.Packed {
+		d.Line("packed", strconv.Itoa(i))
+	}
 }
 
 // Facts is the result of a Dest.
@@ -169,6 +179,10 @@ type Facts struct {
 	// UID and GID are set where the Dest has an Owner.
 	UID *int `json:"uid,omitempty"`
 	GID *int `json:"gid,omitempty"`
+
+	// Root is the digest of the root where an archive is to be extracted
+	// into it: links that are anywhere in there are followed.
+	Root digest.Digest `json:"root,omitempty"`
 }
 
 // Dir is a directory's path and attributes.
