@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"runner/rootless": {},
 	"runner/network":  {},
 	"runner/overlay":  {},
+	"runner/journal":  {},
 	"exporter":        {"solver", "solver/op", "cache/...", "exporter/..."},
 }
 
