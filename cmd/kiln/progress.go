@@ -105,6 +105,10 @@ func oneLine(name string) string {
 	return name
 }
 
+// maxLine is where a line that does not end is cut: a step may print any
+// amount without an end.
+const maxLine = 64 << 10
+
 // lines cuts a stream into lines.
 type lines struct{ rest []byte }
 
@@ -112,6 +116,11 @@ type lines struct{ rest []byte }
 func (l *lines) add(p []byte, f func(line []byte)) {
 	for {
 		i := bytes.IndexByte(p, '\n')
+		if room := maxLine - len(l.rest); i < 0 && len(p) >= room || i > room {
+			f(append(l.rest, p[:room]...))
+			l.rest, p = nil, p[room:]
+			continue
+		}
 		if i < 0 {
 			l.rest = append(l.rest, p...)
 			return
@@ -134,39 +143,61 @@ func (l *lines) flush(f func(line []byte)) {
 	}
 }
 
-// spoolMemory is how much of a step's output is kept in memory; the rest
-// goes to a file, for a step may print more than the machine has memory.
-const spoolMemory = 256 << 10
+// spoolMemory is how much of the beginning of a step's output is kept, in
+// memory; spoolFile how much of its end, in a file. A step may print more than
+// the machine has memory and disk.
+const (
+	spoolMemory = 256 << 10
+	spoolFile   = 32 << 20
+)
 
-// spool keeps all that is written to it for one reading.
+// spool keeps the beginning and the end of what is written to it, for one
+// reading.
 type spool struct {
 	mem  bytes.Buffer
-	file *os.File
+	file *os.File // a ring
+	size int64    // of all that went to the file
 }
 
 func (s *spool) Write(p []byte) (int, error) {
+	n := len(p)
 	if s.file == nil && s.mem.Len()+len(p) <= spoolMemory {
 		return s.mem.Write(p)
 	}
 	if s.file == nil {
 		f, err := os.CreateTemp("", "kiln-log-")
 		if err != nil {
-			return s.mem.Write(p) // better in memory than lost
+			return n, nil // the beginning is all there is
 		}
 		_ = os.Remove(f.Name())
 		s.file = f
 	}
-	return s.file.Write(p)
+	for len(p) > 0 {
+		at := s.size % spoolFile
+		part := p[:min(int64(len(p)), spoolFile-at)]
+		if _, err := s.file.WriteAt(part, at); err != nil {
+			return 0, err
+		}
+		s.size += int64(len(part))
+		p = p[len(part):]
+	}
+	return n, nil
 }
 
-// copyTo writes out all that is kept.
+// copyTo writes out all that is kept, and says what is not.
 func (s *spool) copyTo(w io.Writer) {
 	_, _ = w.Write(s.mem.Bytes())
-	if s.file != nil {
-		if _, err := s.file.Seek(0, io.SeekStart); err == nil {
-			_, _ = io.Copy(w, s.file)
-		}
+	if s.file == nil {
+		return
 	}
+	if s.size <= spoolFile {
+		_, _ = io.Copy(w, io.NewSectionReader(s.file, 0, s.size))
+		return
+	}
+	fmt.Fprintf(w, "\n[%d bytes of output are left out here]\n", s.size-spoolFile)
+	at := s.size % spoolFile
+	_, _ = io.Copy(w, io.NewSectionReader(s.file, at, spoolFile-at))
+	_, _ = io.Copy(w, io.NewSectionReader(s.file, 0, at))
 }
 
 func (s *spool) close() {

@@ -222,6 +222,10 @@ func (b *bundle) devices() error {
 // thread is in a mount namespace of its own.
 func (b *bundle) mounts(g groups) error {
 	s := b.s
+	// On no disk, since the environment may hold secrets.
+	if err := b.memory(); err != nil {
+		return fmt.Errorf("make the bundle: %w", err)
+	}
 	root := s.Root
 	if root == nil {
 		f, err := openTree(s.RootPath)
@@ -270,6 +274,31 @@ func (b *bundle) mounts(g groups) error {
 		b.c.Mounts = append(b.c.Mounts, x)
 	}
 	return nil
+}
+
+// memory has the bundle lie in memory.
+func (b *bundle) memory() error {
+	if err := os.Mkdir(b.dir, 0o711); err != nil {
+		return err
+	}
+	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fsfd)
+	err = unix.FsconfigSetString(fsfd, "mode", "711")
+	if err == nil {
+		err = unix.FsconfigCreate(fsfd)
+	}
+	if err != nil {
+		return os.NewSyscallError("fsconfig", err)
+	}
+	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return os.NewSyscallError("fsmount", err)
+	}
+	defer unix.Close(fd)
+	return unix.MoveMount(fd, "", unix.AT_FDCWD, b.dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // below says whether target lies in one of the mounts.

@@ -9,8 +9,9 @@ import (
 
 // line is a format as binfmt_misc's register file takes it. The kernel opens
 // the interpreter at once (F), so that the sandbox's root does not need it,
-// hands it the program opened (O) and the name it was called by (P), and
-// gives it the rights that a setuid program asks for (C).
+// and hands it the program opened (O) and the name it was called by (P). Set-id
+// programs get no rights by it (C): QEMU heeds the caller's environment, by
+// which the caller could make them do anything.
 func (f Format) line() (string, error) {
 	const separator = "\x01" // no part has it
 	if f.Name == "" || len(f.Magic) == 0 || len(f.Mask) != len(f.Magic) || f.Interpreter == "" ||
@@ -22,7 +23,7 @@ func (f Format) line() (string, error) {
 		fmt.Fprintf(&magic, `\x%02x`, f.Magic[i])
 		fmt.Fprintf(&mask, `\x%02x`, f.Mask[i])
 	}
-	return strings.Join([]string{"", f.Name, "M", "", magic.String(), mask.String(), f.Interpreter, "POCF"}, separator), nil
+	return strings.Join([]string{"", f.Name, "M", "", magic.String(), mask.String(), f.Interpreter, "POF"}, separator), nil
 }
 
 // sameIDs maps all ids that there are here to themselves.

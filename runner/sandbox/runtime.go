@@ -25,6 +25,7 @@ type external struct {
 	bundle
 	path string // of the runtime
 	id   string
+	top  string // folder of the bundle and of the runtime's state
 }
 
 // adopt has orphans become children of this process.
@@ -51,12 +52,12 @@ func startRuntime(ctx context.Context, s *Spec, g groups) (_ *Process, err error
 	if x.path, err = filepath.Abs(x.path); err != nil {
 		return nil, err
 	}
-	if x.dir, err = os.MkdirTemp("", "kiln-bundle-"); err != nil {
+	if x.top, err = os.MkdirTemp("", "kiln-bundle-"); err != nil {
 		return nil, err
 	}
-	x.id = filepath.Base(x.dir)
-	if err := os.Chmod(x.dir, 0o711); err != nil { // for root in a user namespace
-		return nil, errors.Join(err, os.RemoveAll(x.dir))
+	x.id, x.dir = filepath.Base(x.top), filepath.Join(x.top, "bundle")
+	if err := os.Chmod(x.top, 0o711); err != nil { // for root in a user namespace
+		return nil, errors.Join(err, os.RemoveAll(x.top))
 	}
 	defer func() {
 		if err != nil {
@@ -129,10 +130,10 @@ func (x *external) create(ctx context.Context) (*os.File, error) {
 	if err := os.WriteFile(filepath.Join(x.dir, "config.json"), config, 0o600); err != nil {
 		return nil, err
 	}
-	args := []string{"create", "--bundle", x.dir, "--pid-file", filepath.Join(x.dir, "pid")}
+	args := []string{"create", "--bundle", x.dir, "--pid-file", filepath.Join(x.top, "pid")}
 	console := -1
 	if x.s.Terminal != nil {
-		socket := filepath.Join(x.dir, "console")
+		socket := filepath.Join(x.top, "console")
 		if console, err = listen(socket); err != nil {
 			return nil, err
 		}
@@ -171,9 +172,8 @@ func (x *external) create(ctx context.Context) (*os.File, error) {
 
 // command is a command of the runtime, with its state in the bundle.
 func (x *external) command(ctx context.Context, args ...string) *exec.Cmd {
-	log := filepath.Join(x.dir, "log")
-	cmd := exec.CommandContext(ctx, x.path, append([]string{"--root", filepath.Join(x.dir, "state"), "--log", log, "--log-format", "json"}, args...)...)
-	cmd.Dir = x.dir
+	cmd := exec.CommandContext(ctx, x.path, append([]string{"--root", filepath.Join(x.top, "state"), "--log", filepath.Join(x.top, "log"), "--log-format", "json"}, args...)...)
+	cmd.Dir = x.top
 	return cmd
 }
 
@@ -181,7 +181,7 @@ func (x *external) command(ctx context.Context, args ...string) *exec.Cmd {
 // docker takes for a command that cannot be started is one here.
 func (x *external) explain(what string, err error) error {
 	text := ""
-	data, _ := os.ReadFile(filepath.Join(x.dir, "log")) // or there is none
+	data, _ := os.ReadFile(filepath.Join(x.top, "log")) // or there is none
 	for line := range strings.Lines(string(data)) {
 		var entry struct{ Level, Msg string }
 		if json.Unmarshal([]byte(line), &entry) == nil && entry.Level == "error" {
@@ -242,7 +242,7 @@ func receiveTerminal(console int) (*os.File, error) {
 
 // process is what was created.
 func (x *external) process(ctx context.Context, g groups, terminal *os.File) (*Process, error) {
-	data, err := os.ReadFile(filepath.Join(x.dir, "pid"))
+	data, err := os.ReadFile(filepath.Join(x.top, "pid"))
 	if err != nil {
 		return nil, err
 	}
@@ -290,12 +290,12 @@ func (x *external) begin(ctx context.Context, p *Process) error {
 
 // remove removes what the runtime and the bundle have left.
 func (x *external) remove() error {
-	if _, err := os.Stat(filepath.Join(x.dir, "state", x.id)); err == nil {
+	if _, err := os.Stat(filepath.Join(x.top, "state", x.id)); err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 		defer cancel()
 		if out, err := x.command(ctx, "delete", "--force", x.id).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s delete: %w: %s", x.path, err, bytes.TrimSpace(out))
 		}
 	}
-	return os.RemoveAll(x.dir)
+	return os.RemoveAll(x.top)
 }
