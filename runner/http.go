@@ -124,7 +124,7 @@ func (d *download) get(ctx context.Context, have fetched, known bool) (*http.Res
 				again = true
 			}
 			resp.Body.Close()
-			err = statusError(resp, d.hasSecret(req.URL.Host))
+			err = statusError(resp, d.hasSecret(req.URL.Hostname()))
 		}
 		var u *url.Error
 		if errors.As(err, &u) {
@@ -152,7 +152,7 @@ func statusError(resp *http.Response, secret bool) error {
 		if secret {
 			return errors.New(text + ": it does not take the secret that was given for the host")
 		}
-		return fmt.Errorf("%s: give a token with --secret id=HTTP_AUTH_TOKEN_%s", text, resp.Request.URL.Host)
+		return fmt.Errorf("%s: give a token with --secret id=HTTP_AUTH_TOKEN_%s", text, resp.Request.URL.Hostname())
 	}
 	return errors.New(text)
 }
@@ -160,9 +160,9 @@ func statusError(resp *http.Response, secret bool) error {
 // authorize adds the secret that is there for the host: HTTP_AUTH_HEADER_host
 // is a whole Authorization header, HTTP_AUTH_TOKEN_host a bearer token.
 func (d *download) authorize(req *http.Request) {
-	if v, ok := d.runner.Secrets["HTTP_AUTH_HEADER_"+req.URL.Host]; ok {
+	if v, ok := d.runner.Secrets["HTTP_AUTH_HEADER_"+req.URL.Hostname()]; ok {
 		req.Header.Set("Authorization", strings.TrimSpace(string(v)))
-	} else if v, ok := d.runner.Secrets["HTTP_AUTH_TOKEN_"+req.URL.Host]; ok {
+	} else if v, ok := d.runner.Secrets["HTTP_AUTH_TOKEN_"+req.URL.Hostname()]; ok {
 		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(v)))
 	}
 }

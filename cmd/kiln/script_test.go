@@ -56,6 +56,7 @@ func testInit() error {
 //	                    noted in web.log. Below /private it wants the header
 //	                    "Authorization: Bearer let-me-in", or that of git's
 //	                    token "let-me-in"
+//	socket FILE         listens on a unix socket
 //	touch FILE...       gives files the time that it is now
 //	resize FILE TEXT    writes a line of text and keeps the file's time
 //	status N kiln ...   runs kiln and wants this exit status
@@ -93,6 +94,7 @@ func TestScripts(t *testing.T) {
 			"toolbox":   scriptToolbox,
 			"registry":  scriptRegistry,
 			"webserver": scriptWebserver,
+			"socket":    scriptSocket,
 			"touch":     scriptTouch,
 			"resize":    scriptResize,
 

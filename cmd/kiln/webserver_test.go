@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -68,6 +69,16 @@ func scriptWebserver(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(s.Close)
 	ts.Setenv("WEB", s.URL)
 	ts.Setenv("WEBHOST", strings.TrimPrefix(s.URL, "http://"))
+}
+
+// scriptSocket listens on a socket, which is all that an ssh agent need be.
+func scriptSocket(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: socket FILE")
+	}
+	l, err := net.Listen("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
 }
 
 func letIn(header string) bool {
