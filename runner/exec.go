@@ -330,30 +330,54 @@ func (x *execution) unmark(t *tree.Tree) error {
 	return nil
 }
 
-// dropUnchanged takes out the directories that hold nothing and differ from
-// those below in their time alone: something was made there and removed.
+// dropUnchanged takes out what is as it was below: files that were copied up
+// and not changed, and directories that hold nothing and differ in their time
+// alone, for something was made there and removed.
 func (x *execution) dropUnchanged(t *tree.Tree) error {
-	holds := map[string]bool{} // directories with something in them
-	keep := make([]bool, len(t.Entries))
+	holds := map[string]bool{}  // directories with something in them
+	linked := map[string]bool{} // files that others are hard links to
+	hidden := ""                // an opaque directory, followed by a slash
+	covered := make([]bool, len(t.Entries))
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		linked[e.Hardlink] = true
+		if covered[i] = hidden != "" && strings.HasPrefix(e.Path, hidden); !covered[i] && e.Opaque {
+			hidden = e.Path + "/"
+		}
+	}
+	drop := make([]bool, len(t.Entries))
+	left := map[string]bool{} // directories that something was removed from
 	for i := len(t.Entries) - 1; i >= 0; i-- {
 		e := &t.Entries[i]
 		below, _, ok := x.index.Lookup(e.Path)
-		if e.Path != "" && e.Type == tree.Dir && !holds[e.Path] && !e.Opaque && ok && below.Type == tree.Dir &&
-			e.Mode == below.Mode && e.UID == below.UID && e.GID == below.GID && maps.Equal(e.Xattrs, below.Xattrs) {
-			if err := unix.Rmdir(filepath.Join(x.draft.FS, e.Path)); err != nil {
-				return &os.PathError{Op: "rmdir", Path: "/" + e.Path, Err: err}
-			}
-			continue
+		switch {
+		case !ok || covered[i] || e.Path == "" || e.Opaque || e.Type != below.Type ||
+			e.Mode != below.Mode || e.UID != below.UID || e.GID != below.GID || !maps.Equal(e.Xattrs, below.Xattrs):
+		case e.Type == tree.Dir:
+			drop[i] = !holds[e.Path]
+		case e.Type == tree.File:
+			drop[i] = e.Mtime == below.Mtime && e.Digest == below.Digest && e.Hardlink == "" && below.Hardlink == "" && !linked[e.Path]
 		}
-		keep[i] = true
-		if e.Path != "" {
+		if !drop[i] && e.Path != "" {
 			holds[parent(e.Path)] = true
+		}
+		if drop[i] {
+			if err := os.Remove(filepath.Join(x.draft.FS, e.Path)); err != nil {
+				return err
+			}
+			left[parent(e.Path)] = true
 		}
 	}
 	kept := t.Entries[:0]
 	for i, e := range t.Entries {
-		if keep[i] {
-			kept = append(kept, e)
+		if drop[i] {
+			continue
+		}
+		kept = append(kept, e)
+		if left[e.Path] {
+			if err := setTime(filepath.Join(x.draft.FS, e.Path), e.Mtime); err != nil {
+				return err
+			}
 		}
 	}
 	t.Entries = kept
@@ -361,14 +385,17 @@ func (x *execution) dropUnchanged(t *tree.Tree) error {
 }
 
 // unstub removes the mount points that were made in the root, as long as
-// nothing was put into them, and gives the directories around them the times
-// they had. The step's own directories keep theirs.
+// nothing was put into them. The directories that they were in keep the times
+// that the step left them with.
 func (x *execution) unstub() error {
 	for _, p := range slices.Backward(x.created) {
 		rel := strings.Trim(p, "/")
 		at := filepath.Join(x.draft.FS, rel)
-		var st unix.Stat_t
+		var st, dir unix.Stat_t
 		if err := lstatBelow(x.draft.FS, rel, &st); err != nil {
+			continue
+		}
+		if err := lstatBelow(x.draft.FS, parent(rel), &dir); err != nil {
 			continue
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -380,34 +407,11 @@ func (x *execution) unstub() error {
 				return err
 			}
 		}
-		x.tidy(parent(rel))
+		if err := setTime(filepath.Join(x.draft.FS, parent(rel)), dir.Mtim.Nano()); err != nil {
+			return err
+		}
 	}
 	return nil
-}
-
-// tidy restores a directory of the root that was copied up for a mount point
-// alone, and drops it if that leaves it empty.
-func (x *execution) tidy(dir string) {
-	for {
-		e, _, ok := x.index.Lookup(dir)
-		at := filepath.Join(x.draft.FS, dir)
-		if !ok || e.Type != tree.Dir {
-			return
-		}
-		var st unix.Stat_t
-		if err := lstatBelow(x.draft.FS, dir, &st); err != nil {
-			return
-		}
-		if st.Mode&0o7777 != e.Mode || int(st.Uid) != e.UID || int(st.Gid) != e.GID {
-			return
-		}
-		if dir != "" && unix.Rmdir(at) == nil {
-			dir = parent(dir)
-			continue
-		}
-		_ = setTime(at, e.Mtime)
-		return
-	}
 }
 
 // lstatBelow describes a path below a directory without following any link:

@@ -106,7 +106,22 @@ func MountPoint(root int, target string, dir bool, made func(parent int, name st
 	return err
 }
 
+// create makes a mount point in a directory, which keeps its time: what the
+// program finds in there is as old as the image says.
 func create(parent int, name string, dir bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(parent, &st); err != nil {
+		return err
+	}
+	if err := createNode(parent, name, dir); err != nil {
+		return err
+	}
+	// Not worth an error: kernels before 5.8 cannot do it.
+	_ = unix.UtimesNanoAt(parent, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
+	return nil
+}
+
+func createNode(parent int, name string, dir bool) error {
 	if dir {
 		return unix.Mkdirat(parent, name, 0o755)
 	}
