@@ -48,6 +48,12 @@ func (s *Store) recallPath(name string) string {
 	return s.path("history", "last", digest.FromString(name).Encoded())
 }
 
+// Recalled reports whether a layer was noted under a name.
+func (s *Store) Recalled(name string) bool {
+	_, err := os.Stat(s.recallPath(name))
+	return err == nil
+}
+
 // Recall finds the layer that was noted under a name, and pins it.
 func (s *Store) Recall(ctx context.Context, name string) (solver.Layer, bool) {
 	b, err := os.ReadFile(s.recallPath(name))

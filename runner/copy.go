@@ -42,6 +42,7 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 		if err != nil {
 			return solver.Result{}, err
 		}
+		p.local = p.local || in.Result.Blob == ""
 		if err := p.add(ctx, s, o.Unpack && !slices.Contains(o.Packed, i)); err != nil {
 			return solver.Result{}, err
 		}
@@ -67,6 +68,7 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 		return solver.Result{}, err
 	}
 	last.replace(l.Digest)
+	l.Traceable = p.traceable(t)
 	return stack([]solver.Layer{l}), nil
 }
 
@@ -80,6 +82,19 @@ type plan struct {
 	made     int64 // time of new directories
 	entries  map[string]*planned
 	archives []*planned // to be unpacked at facts.Path
+	local    bool       // a source is a local context
+}
+
+// traceable reports whether the layer t is of files of a local context, more
+// than one of them.
+func (p *plan) traceable(t *tree.Tree) bool {
+	files := 0
+	for i := range t.Entries {
+		if t.Entries[i].Type == tree.File {
+			files++
+		}
+	}
+	return p.local && len(p.archives) == 0 && files > 1
 }
 
 type planned struct {

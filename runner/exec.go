@@ -64,11 +64,15 @@ func (r *Runner) exec(ctx context.Context, a *solver.Action, o op.Exec) (solver.
 	if err := x.run(ctx); err != nil {
 		return solver.Result{}, err
 	}
-	l, err := x.commit(ctx)
+	l, changed, err := x.commit(ctx)
 	if err != nil {
 		return solver.Result{}, err
 	}
-	return stack([]solver.Layer{l}), nil
+	res := stack([]solver.Layer{l})
+	if err := x.saveTrace(ctx, res, changed); err != nil {
+		a.Warn(fmt.Sprintf("cache: what the step read: %v", err))
+	}
+	return res, nil
 }
 
 // execution is one RUN on its way.
@@ -85,6 +89,7 @@ type execution struct {
 	draft *cache.Draft
 	spec  sandbox.Spec
 
+	reads   *reads         // of the layers that are traced; nil if none is
 	closers []func() error // in reverse order
 	created []string       // mount points made in the root, outermost first
 }
@@ -119,7 +124,9 @@ func (x *execution) prepare(ctx context.Context) error {
 	if err := sameRoot(x.draft.FS, x.index); err != nil {
 		return err
 	}
-	root, err := x.mountStack(x.root, x.draft.FS, x.draft.Work)
+	lower := x.r.lower(x.root)
+	x.startTrace(lower)
+	root, err := x.mountStack(lower, x.draft.FS, x.draft.Work)
 	if err != nil {
 		return err
 	}
@@ -168,13 +175,13 @@ func sameRoot(upper string, below *tree.Index) error {
 	return setAttributes(upper, &e)
 }
 
-// mountStack makes a detached mount of a stack.
-func (x *execution) mountStack(layers []solver.Layer, upper, work string) (*os.File, error) {
+// mountStack makes a detached mount of directories, bottom first.
+func (x *execution) mountStack(lower []string, upper, work string) (*os.File, error) {
 	empty, err := x.r.emptyDir()
 	if err != nil {
 		return nil, err
 	}
-	f, err := overlay.Mount(overlay.Options{Lower: x.r.lower(layers), Upper: upper, Work: work, Empty: empty})
+	f, err := overlay.Mount(overlay.Options{Lower: lower, Upper: upper, Work: work, Empty: empty, Mixed: x.reads != nil})
 	if err != nil {
 		return nil, err
 	}
@@ -289,23 +296,27 @@ func (x *execution) cwd() error {
 	return nil
 }
 
-// commit makes a layer of the upper directory.
-func (x *execution) commit(ctx context.Context) (solver.Layer, error) {
+// commit makes a layer of the upper directory. It returns what is in it, too.
+func (x *execution) commit(ctx context.Context) (l solver.Layer, changed []string, err error) {
 	x.spec.Root.Close() // ends the mount before its upper directory is read
 	if err := x.unstub(); err != nil {
-		return solver.Layer{}, err
+		return l, nil, err
 	}
 	t, err := tree.Scan(ctx, x.draft.FS, tree.ScanOptions{})
 	if err != nil {
-		return solver.Layer{}, err
+		return l, nil, err
 	}
 	if err := x.unmark(t); err != nil {
-		return solver.Layer{}, err
+		return l, nil, err
+	}
+	for i := range t.Entries {
+		changed = append(changed, t.Entries[i].Path)
 	}
 	if err := x.dropUnchanged(t); err != nil {
-		return solver.Layer{}, err
+		return l, nil, err
 	}
-	return x.draft.Commit(ctx, t)
+	l, err = x.draft.Commit(ctx, t)
+	return l, changed, err
 }
 
 // unmark takes the mark of opaque directories from those that have no

@@ -161,7 +161,7 @@ func (x *execution) bind(ctx context.Context, m op.Mount) error {
 			return err
 		}
 	}
-	root, err := x.mountStack(layers, upper, work)
+	root, err := x.mountStack(x.r.lower(layers), upper, work)
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,9 @@ type Runner struct {
 	// sandbox of package sandbox.
 	Runtime string
 
+	// NoTrace does not look at what steps read: see reads.go.
+	NoTrace bool
+
 	mu         sync.Mutex
 	origins    map[digest.Digest]string // references of images that blobs belong to
 	selections map[digest.Digest]*selection

@@ -119,7 +119,7 @@ func (b *bed) try(ctx context.Context, v *solver.Vertex) (solver.Output, error) 
 	if b.setup != nil {
 		b.setup(r)
 	}
-	s := &solver.Solver{Cache: b.store, Runner: r, Events: b, Jobs: 4}
+	s := &solver.Solver{Cache: b.store, Runner: r, Events: b, Jobs: 4, Reuse: r.Reuse}
 	outs, err := s.Solve(ctx, v)
 	if closeErr := r.Close(); closeErr != nil {
 		b.t.Error(closeErr)

@@ -31,6 +31,11 @@ type Solver struct {
 	// evaluation depends on is solved. It is called from many goroutines.
 	Why func(*Evaluation) string
 
+	// Reuse, if set, is asked for actions that the Cache has no result for:
+	// whether another one's result is good for them. What it gives is saved
+	// for the action's own key.
+	Reuse func(context.Context, *Action) (Result, bool)
+
 	// Dry performs nothing but what only looks (see [Looker]): a vertex
 	// without a cached result is left in the state WouldRun, and whatever
 	// needs its output too.
@@ -362,6 +367,9 @@ func (r *run) evaluate(ctx context.Context, e *Evaluation, a *Action) (Result, e
 	if res, ok := lookup(); ok {
 		return res, nil
 	}
+	if res, ok := r.reuse(ctx, e, a); ok {
+		return res, nil
+	}
 	if r.solver.Dry && !canLook(e) {
 		e.State = WouldRun
 		e.Reason = r.why(e)
@@ -388,6 +396,25 @@ func (r *run) evaluate(ctx context.Context, e *Evaluation, a *Action) (Result, e
 		a.Warn(fmt.Sprintf("cache: %v", err))
 	}
 	return res, nil
+}
+
+// reuse takes the result of another action if that is as good.
+func (r *run) reuse(ctx context.Context, e *Evaluation, a *Action) (Result, bool) {
+	if r.solver.Reuse == nil || e.Vertex.Fresh {
+		return Result{}, false
+	}
+	res, ok := r.solver.Reuse(ctx, a)
+	if !ok {
+		return Result{}, false
+	}
+	if !r.solver.Dry {
+		if err := r.solver.Cache.Save(ctx, a, res); err != nil {
+			a.Warn(fmt.Sprintf("cache: %v", err))
+		}
+	}
+	e.State = Hit
+	a.emit(Event{Kind: Cached})
+	return res, true
 }
 
 // perform calls the Runner once a job slot is free.

@@ -88,6 +88,10 @@ type Layer struct {
 	// Created is when the layer was made; it goes into image histories.
 	Created time.Time `json:"created"`
 
+	// Traceable marks a layer of files of a local context: which of them a
+	// step reads is worth knowing.
+	Traceable bool `json:"traceable,omitempty"`
+
 	// Origin is set on the layers of an existing image, whose own blob is
 	// exported byte for byte.
 	Origin *Origin `json:"origin,omitempty"`

@@ -152,11 +152,16 @@ func (t *Tree) repeats() bool {
 
 // Lookup finds the entry of a path.
 func (t *Tree) Lookup(path string) (*Entry, bool) {
-	i := sort.Search(len(t.Entries), func(i int) bool { return Compare(t.Entries[i].Path, path) >= 0 })
-	if i < len(t.Entries) && t.Entries[i].Path == path {
+	if i, ok := t.Position(path); ok {
 		return &t.Entries[i], true
 	}
 	return nil, false
+}
+
+// Position is the place of a path among the entries.
+func (t *Tree) Position(path string) (int, bool) {
+	i := sort.Search(len(t.Entries), func(i int) bool { return Compare(t.Entries[i].Path, path) >= 0 })
+	return i, i < len(t.Entries) && t.Entries[i].Path == path
 }
 
 // Size is the sum of the sizes of the regular files, those of a hard-link

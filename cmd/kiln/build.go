@@ -338,6 +338,9 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 		return nil, warnings, err
 	}
 	s := &solver.Solver{Cache: b.store, Runner: run, Events: b.display, Jobs: jobs, Why: why.Why, Dry: b.flags.dryRun}
+	if b.runner.NoTrace = !b.flags.traceReads; b.flags.traceReads {
+		s.Reuse = b.runner.Reuse
+	}
 	s.Place = func(ctx context.Context) (func(), error) { return b.store.Job(ctx, jobs) }
 	graph, err := s.Evaluate(ctx, targets...)
 	run.Close(err)

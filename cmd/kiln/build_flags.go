@@ -59,6 +59,7 @@ type buildFlags struct {
 	dryRun         bool
 	graph          string
 	dropCaches     bool
+	traceReads     bool
 }
 
 func (f *buildFlags) register(fs *pflag.FlagSet) {
@@ -73,6 +74,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.noCache, "no-cache", false, "run every step, whatever the cache has")
 	fs.StringSliceVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages")
 	fs.BoolVar(&f.dropCaches, "no-cache-mounts", false, "empty the cache mounts of the RUN steps that run")
+	fs.BoolVar(&f.traceReads, "trace-reads", true, "reuse a RUN whose root differs only in context files that it did not read")
 	fs.BoolVar(&f.explain, "explain", false, "tell all that changed since the nearest earlier build for each step that runs")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "only tell which steps would run, and why; exit with 3 if any would")
 	fs.StringVar(&f.graph, "graph", "", "write the graph with keys, durations and hits to `FILE`.dot and FILE.json, or to one of them")

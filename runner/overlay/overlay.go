@@ -32,6 +32,10 @@ type Options struct {
 	// more lower directories than there are: one, or two if read-only.
 	Empty string
 
+	// Mixed is for lower directories of several file systems: all files
+	// appear to be on one, as they do where there is but one.
+	Mixed bool
+
 	// Durable makes a mount that syncs when it is asked to and when it
 	// ends. Without it the mount is volatile: it never syncs, and the
 	// directory "incompat" that it leaves in Work/work has to be removed
@@ -123,6 +127,9 @@ func configure(o Options, lower func(setter) error) (*os.File, error) {
 	if initial {
 		// With userxattr both are off, and naming them is an error.
 		options = append(options, [2]string{"redirect_dir", "off"}, [2]string{"metacopy", "off"})
+	}
+	if o.Mixed {
+		options = append(options, [2]string{"xino", "on"})
 	}
 	if o.Upper != "" {
 		options = append(options, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})

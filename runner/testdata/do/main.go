@@ -97,6 +97,21 @@ func do(name string, args []string) error {
 		return unix.Chmod(args[0], uint32(n))
 	case "mv":
 		return os.Rename(args[0], args[1])
+	case "see": // adds to a file what a line prints, and why it fails
+		f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		out := os.Stdout
+		os.Stdout = f
+		err = do(args[1], args[2:])
+		os.Stdout = out
+		fmt.Fprintln(f, err)
+	case "readlink":
+		to, err := os.Readlink(args[0])
+		fmt.Println(to)
+		return err
 	case "await": // another process makes the file
 		for {
 			if _, err := os.Stat(args[0]); err == nil {
