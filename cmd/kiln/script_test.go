@@ -67,7 +67,7 @@ func testInit() error {
 //	logsizes NAME N MAX  wants a container's log to be N files of MAX bytes
 //	killmonitors NAME... kills monitors, as a loss of power would
 //
-// and the conditions root, userns and net, the last for scripts that need
+// and the conditions root, fuse, userns and net, the last for scripts that need
 // Debian's mirrors.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -83,6 +83,9 @@ func TestScripts(t *testing.T) {
 			switch c {
 			case "root":
 				return os.Geteuid() == 0, nil
+			case "fuse":
+				_, err := os.Stat("/dev/fuse")
+				return err == nil, nil
 			case "userns":
 				return userNamespace(), nil
 			case "net":
