@@ -204,7 +204,11 @@ func (x *execution) saveTrace(ctx context.Context, res solver.Result, changed []
 	var lists []string
 	all, opened := 0, 0
 	for _, l := range t.layers {
-		lists = append(lists, trace.Encode(l.Accesses()))
+		asked, ok := l.Accesses()
+		if !ok {
+			return nil
+		}
+		lists = append(lists, trace.Encode(asked))
 		a, o := l.Files()
 		all, opened = all+a, opened+o
 	}

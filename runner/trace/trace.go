@@ -58,7 +58,12 @@ type Layer struct {
 
 	mu    sync.Mutex
 	asked map[Access]bool
+	many  bool // more than askedMax was asked: not all was noted
 }
+
+// askedMax bounds what is noted of a layer: a step may ask for any number of
+// names that are not there.
+const askedMax = 200_000
 
 // ErrUnsuited is returned by New for layers of which not everything can be
 // told through a [Layer].
@@ -82,6 +87,10 @@ func New(t *tree.Tree, dir string) (*Layer, error) {
 func (l *Layer) Note(k Kind, path string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.asked) >= askedMax {
+		l.many = true
+		return
+	}
 	l.asked[Access{k, path}] = true
 }
 
@@ -120,11 +129,12 @@ func (l *Layer) Files() (all, opened int) {
 	return all, opened
 }
 
-// Accesses are all that were noted until now, in order.
-func (l *Layer) Accesses() []Access {
+// Accesses are all that were noted until now, in order. ok is false if that is
+// not all: then the trace is of no use.
+func (l *Layer) Accesses() (all []Access, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(l.asked), compare)
+	return slices.SortedFunc(maps.Keys(l.asked), compare), !l.many
 }
 
 // Fingerprint is a hash of the answers that a layer gives to accesses.

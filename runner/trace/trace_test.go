@@ -2,6 +2,7 @@ package trace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -86,7 +87,10 @@ func TestAccesses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	all := l.Accesses()
+	all, ok := l.Accesses()
+	if !ok {
+		t.Error("not all was noted")
+	}
 	for _, want := range []Access{
 		{Name, "app"}, {Name, "app/package.json"}, {Content, "app/package.json"}, {Name, "app/.npmrc"}, {Name, "app/node_modules"}, {Name, "other"},
 	} {
@@ -101,6 +105,36 @@ func TestAccesses(t *testing.T) {
 	}
 	if again, err := Decode(Encode(all)); err != nil || !slices.Equal(again, all) {
 		t.Errorf("decoded %v, %v", again, err)
+	}
+}
+
+// TestMany asks for more names than are noted.
+func TestMany(t *testing.T) {
+	l, err := New(&tree.Tree{}, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range askedMax + 1 {
+		l.Note(Name, fmt.Sprint(i))
+	}
+	if all, ok := l.Accesses(); ok || len(all) != askedMax {
+		t.Errorf("%d were noted, %t", len(all), ok)
+	}
+}
+
+func TestUnsuited(t *testing.T) {
+	for _, e := range []tree.Entry{{Path: "w", Type: tree.Whiteout}, {Path: "d", Type: tree.Dir, Opaque: true}, {Path: "f", Type: tree.File, Hardlink: "e"}, {Path: "c", Type: tree.Char}} {
+		if _, err := New(&tree.Tree{Entries: []tree.Entry{e}}, t.TempDir()); !errors.Is(err, ErrUnsuited) {
+			t.Errorf("%s: %v", e.Path, err)
+		}
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for _, text := range []string{"x\"a\"\n", "n\n", "na\n", "\n", "n\"a\"b\n"} {
+		if all, err := Decode(text); err == nil {
+			t.Errorf("%q gives %v", text, all)
+		}
 	}
 }
 
