@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -43,8 +42,14 @@ the one in there, unless --file names another.
 
 Each step that runs says why: what changed since the nearest earlier build.
 
+With --check (--call=check) nothing is built: the Dockerfile's build checks
+run and their warnings are printed. --call=outline prints the arguments,
+secrets and agents that the target takes, --call=targets the stages. A call
+takes options: --call=check,format=json, and ignorestatus=true to exit with 0
+whatever the checks find.
+
 Exit status: 0 if everything was built and exported, 1 if not; with --dry-run
-3 if a step would run.`,
+3 if a step would run; with --check 1 if there is a warning or an error.`,
 		Example: `  kiln build -t hello .
   kiln build -t hello -f docker/Dockerfile --target test --build-arg VERSION=2 .
   kiln build --platform linux/amd64,linux/arm64 -t registry.example.com/hello:1 --push .
@@ -54,7 +59,9 @@ Exit status: 0 if everything was built and exported, 1 if not; with --dry-run
   tar -cz . | kiln build -t hello -         # the files come as an archive
   kiln build -f - . < Dockerfile            # the Dockerfile alone does
   kiln build --build-context src=https://example.com/src.git#main .
-  kiln build --dry-run .                   # what would run, and why`,
+  kiln build --dry-run .                   # what would run, and why
+  kiln build --check .                     # what the Dockerfile could do better
+  kiln build --call=outline,format=json .`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.build(c.Context(), &f, args[0])
@@ -96,6 +103,10 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 	default:
 		return fmt.Errorf("--progress=%q: must be auto, plain, tty, quiet or none", mode)
 	}
+	call, err := f.parseCall()
+	if err != nil {
+		return err
+	}
 	options, err := f.options()
 	if err != nil {
 		return err
@@ -118,6 +129,11 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		mode = "quiet"
 	}
 	if b.display, err = newDisplay(mode, a.stderr); err != nil {
+		return err
+	}
+	if call.name != callBuild {
+		err := b.call(ctx, options, call)
+		b.display.Close(err)
 		return err
 	}
 	built, warnings, err := b.solve(ctx, options)
@@ -317,10 +333,14 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, nil, err
+	err := g.Wait()
+	var warnings []frontend.Warning
+	if results[0] != nil {
+		warnings = results[0].Warnings
 	}
-	warnings := results[0].Warnings
+	if err != nil {
+		return nil, warnings, err
+	}
 	var targets []*solver.Vertex
 	for _, r := range results {
 		targets = append(targets, r.Target)
@@ -468,28 +488,6 @@ func (b *builder) writeResult(r exporter.Result) error {
 		return fmt.Errorf("--metadata-file: %w", err)
 	}
 	return nil
-}
-
-// printWarnings shows the lint warnings, as docker does after a build.
-func printWarnings(w io.Writer, all []frontend.Warning, source []byte) {
-	if len(all) == 0 {
-		return
-	}
-	s := "s"
-	if len(all) == 1 {
-		s = ""
-	}
-	fmt.Fprintf(w, "\n%d warning%s found:\n", len(all), s)
-	for _, x := range all {
-		rule, place := "", ""
-		if x.Rule != "" {
-			rule = x.Rule + ": "
-		}
-		if x.Location.Start > 0 {
-			place = fmt.Sprintf(" (line %d)", x.Location.Start)
-		}
-		fmt.Fprintf(w, " - %s%s%s\n", rule, x.Text, place)
-	}
 }
 
 var _ frontend.Resolver = resolver{}

@@ -60,6 +60,7 @@ type buildFlags struct {
 	graph          string
 	dropCaches     bool
 	traceReads     bool
+	callWord       string
 }
 
 func (f *buildFlags) register(fs *pflag.FlagSet) {
@@ -78,6 +79,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.explain, "explain", false, "tell all that changed since the nearest earlier build for each step that runs")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "only tell which steps would run, and why; exit with 3 if any would")
 	fs.StringVar(&f.graph, "graph", "", "write the graph with keys, durations and hits to `FILE`.dot and FILE.json, or to one of them")
+	f.registerCall(fs)
 	fs.BoolVar(&f.pull, "pull", false, "look base images up in their registry even if the store has them")
 	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME] (repeatable)")
 	fs.StringArrayVar(&f.ssh, "ssh", nil, "agent for RUN --mount=type=ssh, default|ID[=SOCKET] (repeatable)")

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/moby/patternmatcher"
@@ -96,7 +97,9 @@ type build struct {
 	unset    map[string]bool // global arguments without a value
 	declared map[string]bool // names of all ARGs, of all stages
 
+	global   []instructions.ArgCommand // before the first FROM
 	stages   []*stage
+	used     []*stage            // those that the target needs
 	byName   map[string][]*stage // in order
 	contexts map[string]string   // names in Contexts by their plain form
 	images   map[string]*image
@@ -166,6 +169,7 @@ func (b *build) lowered(ctx context.Context, all bool) (*stage, error) {
 			return nil, fmt.Errorf("%s: %w", b.IgnoreFile, err)
 		}
 	}
+	b.global = globalArgs
 	target, err := b.target()
 	if err != nil {
 		return nil, err
@@ -185,11 +189,10 @@ func (b *build) lowered(ctx context.Context, all bool) (*stage, error) {
 	if all {
 		roots = b.stages
 	}
-	used, err := b.reach(ctx, roots)
-	if err != nil {
+	if b.used, err = b.reach(ctx, roots); err != nil {
 		return nil, err
 	}
-	for _, s := range used {
+	for _, s := range b.used {
 		if err := b.lower(s); err != nil {
 			return nil, err
 		}

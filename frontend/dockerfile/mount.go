@@ -78,10 +78,7 @@ func mode(m *instructions.Mount, other uint32) uint32 {
 
 func (r *mounter) cache(om op.Mount, m *instructions.Mount, src source) {
 	om.Mode = mode(m, 0o755)
-	om.CacheID = m.CacheID
-	if om.CacheID == "" {
-		om.CacheID = path.Clean(m.Target)
-	}
+	om.CacheID = cacheID(m)
 	if ns := r.b.BuildArgs["BUILDKIT_CACHE_MOUNT_NS"]; ns != "" {
 		om.CacheID = ns + "/" + om.CacheID
 	}
@@ -97,14 +94,27 @@ func (r *mounter) cache(om op.Mount, m *instructions.Mount, src source) {
 	r.from(om, src, m.Source)
 }
 
+// cacheID is the id of a cache mount: its target where it has none.
+func cacheID(m *instructions.Mount) string {
+	if m.CacheID != "" {
+		return m.CacheID
+	}
+	return path.Clean(m.Target)
+}
+
+// secretID is the id of a secret mount, or empty.
+func secretID(m *instructions.Mount) string {
+	switch {
+	case m.Source != "":
+		return m.Source
+	case m.CacheID == "" && m.Target != "":
+		return path.Base(m.Target)
+	}
+	return m.CacheID
+}
+
 func (r *mounter) secret(om op.Mount, m *instructions.Mount) error {
-	if om.ID = m.CacheID; m.Source != "" {
-		om.ID = m.Source
-	}
-	if om.ID == "" && m.Target != "" {
-		om.ID = path.Base(m.Target)
-	}
-	if om.ID == "" {
+	if om.ID = secretID(m); om.ID == "" {
 		return errors.New("a secret mount needs an id or a target")
 	}
 	if m.Env != nil {
