@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -240,6 +241,41 @@ func (s *Store) Index(layers []solver.Layer) (*tree.Index, error) {
 		trees[i] = t
 	}
 	return tree.NewIndex(trees...), nil
+}
+
+// rootHead is how much of a tree is read for its root.
+const rootHead = 4096
+
+// TopDir is what a stack of layers says about its root directory, and whether
+// it says anything. Unlike an index of the stack it costs the same for any
+// number of files.
+func (s *Store) TopDir(layers []solver.Layer) (tree.Entry, bool, error) {
+	for _, l := range slices.Backward(layers) {
+		e, ok, err := s.layerRoot(l.Digest)
+		if err != nil || ok {
+			return e, ok, err
+		}
+	}
+	return tree.Entry{}, false, nil
+}
+
+func (s *Store) layerRoot(d digest.Digest) (tree.Entry, bool, error) {
+	if err := valid(d); err != nil {
+		return tree.Entry{}, false, err
+	}
+	if f, err := os.Open(filepath.Join(s.layerPath(d), "tree")); err == nil {
+		defer f.Close()
+		head := make([]byte, rootHead)
+		n, _ := f.ReadAt(head, 0) // fewer are enough, or an error below
+		if e, ok, err := tree.ReadRoot(head[:n]); err == nil {
+			return e, ok, nil
+		}
+	}
+	t, err := s.Tree(d)
+	if err != nil || len(t.Entries) == 0 {
+		return tree.Entry{}, false, err
+	}
+	return t.Entries[0], t.Entries[0].Path == "", nil
 }
 
 // Invalidate makes a layer go, for one whose files were found not to be what

@@ -477,3 +477,25 @@ func TestSyncSparesLaterMarkers(t *testing.T) {
 		t.Errorf("got %d markers, want that of the second one", len(left))
 	}
 }
+
+func TestTopDir(t *testing.T) {
+	s := openTest(t, t.TempDir(), Options{})
+	lower, upper := putLayer(t, s, map[string]string{"a": "1"}), putLayer(t, s, map[string]string{"b": "2"})
+	for _, stack := range [][]solver.Layer{{}, {lower}, {upper}, {lower, upper}, {upper, lower}} {
+		idx, err := s.Index(stack)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, _, _ := idx.Lookup("")
+		got, ok, err := s.TopDir(stack)
+		if !ok {
+			got.Mode = 0o755 // as an index has it where nothing is said
+		}
+		if err != nil || got.Mode != want.Mode || got.UID != want.UID || got.GID != want.GID {
+			t.Errorf("%d layers: got %+v, %t, %v; want %+v", len(stack), got, ok, err, want)
+		}
+	}
+	if _, _, err := s.TopDir([]solver.Layer{{Digest: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}}); err == nil {
+		t.Error("a layer that is not there has a root")
+	}
+}

@@ -263,6 +263,26 @@ func ReadSummary(b []byte) (Summary, error) {
 	return s, nil
 }
 
+// ReadRoot reads the first entry of an encoded tree if that is the root's, the
+// one without a name, from as much of its beginning as b is; too little of it
+// is [ErrCorrupt]. The checksum is not looked at.
+func ReadRoot(b []byte) (e Entry, ok bool, err error) {
+	s, err := ReadSummary(b)
+	if err != nil || s.Entries == 0 {
+		return e, false, err
+	}
+	d := decoder{b: b}
+	_ = d.version() // read above, as are the three numbers
+	for range 3 {
+		d.number(1<<63 - 1)
+	}
+	d.entry(&e, "", true)
+	if d.failed != "" {
+		return Entry{}, false, fmt.Errorf("entry 1: %s: %w", d.failed, ErrCorrupt)
+	}
+	return e, e.Path == "", nil
+}
+
 // open checks version and checksum and returns a decoder for the entries and
 // their number.
 func open(b []byte) (*decoder, uint64, error) {

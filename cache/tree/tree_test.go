@@ -173,6 +173,25 @@ func TestEncodeDecode(t *testing.T) {
 	}
 }
 
+// TestReadRoot compares the first entry with the whole, however little of the
+// tree there is.
+func TestReadRoot(t *testing.T) {
+	for seed := range 20 {
+		tr := randomTree(rand.New(rand.NewSource(int64(seed))), seed, seed%2 == 0)
+		enc := tr.Append(nil)
+		want := len(tr.Entries) > 0 && tr.Entries[0].Path == ""
+		e, ok, err := ReadRoot(enc)
+		if err != nil || ok != want || ok && !reflect.DeepEqual(e, tr.Entries[0]) {
+			t.Fatalf("seed %d: got %+v, %t, %v", seed, e, ok, err)
+		}
+		for n := range enc {
+			if cut, cutOK, err := ReadRoot(enc[:n]); err == nil && (cutOK != want || !reflect.DeepEqual(cut, e)) {
+				t.Fatalf("seed %d: %d bytes give %+v, %t", seed, n, cut, cutOK)
+			}
+		}
+	}
+}
+
 func TestDigest(t *testing.T) {
 	base := func() *Tree {
 		return &Tree{Entries: []Entry{

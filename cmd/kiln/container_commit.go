@@ -17,6 +17,7 @@ import (
 	"kiln.build/cache/archive"
 	"kiln.build/cache/registry"
 	"kiln.build/exporter"
+	"kiln.build/exporter/images"
 	"kiln.build/runner/container"
 	"kiln.build/solver"
 )
@@ -24,7 +25,8 @@ import (
 // commitFlags are the flags of commit, as typed.
 type commitFlags struct {
 	author, message string
-	pause           bool
+	changes         []string
+	pause, noPause  bool
 }
 
 func (a *app) commitCommand() *cobra.Command {
@@ -40,7 +42,9 @@ func (a *app) commitCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&f.author, "author", "a", "", "author of the image")
 	c.Flags().StringVarP(&f.message, "message", "m", "", "what was done, for the history")
+	c.Flags().StringArrayVarP(&f.changes, "change", "c", nil, "Dockerfile instruction for the image's config, such as 'ENV A=b' (repeatable)")
 	c.Flags().BoolVarP(&f.pause, "pause", "p", true, "pause the container meanwhile")
+	c.Flags().BoolVar(&f.noPause, "no-pause", false, "same as --pause=false")
 	return c
 }
 
@@ -57,10 +61,6 @@ func (a *app) commit(ctx context.Context, store *cache.Store, k *container.Conta
 	if err != nil {
 		return err
 	}
-	layer, err := a.commitLayer(ctx, store, k, f.pause)
-	if err != nil {
-		return err
-	}
 	config.Author = f.author
 	config.History = append(config.History, v1.History{
 		CreatedBy: strings.Join(k.Args, " "), Author: f.author, Comment: f.message,
@@ -68,12 +68,20 @@ func (a *app) commit(ctx context.Context, store *cache.Store, k *container.Conta
 	config.Config.Cmd, config.Config.Entrypoint = k.Args[len(k.Entrypoint):], k.Entrypoint
 	config.Config.Env, config.Config.WorkingDir, config.Config.User = k.Env, k.Cwd, k.User
 	config.Config.Labels, config.Config.StopSignal = k.Labels, k.StopSignal
+	if err := images.Change(&config.Config, f.changes); err != nil {
+		return err
+	}
+	layer, err := a.commitLayer(ctx, store, k, f.pause && !f.noPause)
+	if err != nil {
+		return err
+	}
 	layers := append(slices.Clone(k.Layers), layer)
 	x := &exporter.Exporter{Store: store, Stdout: a.stdout}
 	r, err := x.Export(ctx, out, []exporter.Image{{Output: solver.Output{Layers: layers}, Config: config}})
 	if err != nil {
 		return fmt.Errorf("commit container %s: %w", k.Name, err)
 	}
+	k.Note("commit", "comment", f.message, "imageID", r.ID.String(), "imageRef", strings.Join(out.Names, ","))
 	return writeLines(a.stdout, r.ID.String())
 }
 

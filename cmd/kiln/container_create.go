@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -88,7 +89,7 @@ func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags,
 
 // create makes the container of a config that lacks what its image says.
 func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args []string, c container.Config) (*container.Container, error) {
-	root, err := a.imageRoot(ctx, store, args[0], f.platform, f.pull)
+	root, err := a.imageRoot(ctx, store, args[0], f)
 	if err != nil {
 		return nil, err
 	}
@@ -96,11 +97,14 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	if root.config.Architecture != "" { // what its programs are for, whatever was asked for
 		c.Platform = platforms.Format(platforms.Normalize(root.config.Platform))
 	}
-	if err := f.adopt(&c, &root.config.Config, args[1:]); err != nil {
-		return nil, err
-	}
 	set, err := a.containers()
 	if err != nil {
+		return nil, err
+	}
+	if err := f.volumesOf(set, &c); err != nil {
+		return nil, err
+	}
+	if err := f.adopt(&c, &root.config.Config, args[1:]); err != nil {
 		return nil, err
 	}
 	if err := placeVolumes(set, &c); err != nil {
@@ -145,16 +149,65 @@ func (f *runFlags) adopt(c *container.Config, img *dockerspec.DockerOCIImageConf
 	maps.Copy(labels, c.Labels)
 	c.Labels = labels
 	addImageVolumes(c, img.Volumes)
-	if !f.publishAll {
-		return nil
+	if c.Exposed, err = f.exposed(img.ExposedPorts, c.Ports); err != nil || !f.publishAll {
+		return err
 	}
-	for _, p := range sortedPorts(img.ExposedPorts) {
-		port, proto, _ := strings.Cut(p, "/")
-		more, err := parsePublish([]string{port + "/" + cmp.Or(proto, "tcp")})
+	for _, p := range c.Exposed {
+		if slices.ContainsFunc(c.Ports, func(q container.Port) bool { return q.ContainerPort() == p }) {
+			continue
+		}
+		more, err := parsePublish([]string{p})
 		if err != nil {
 			return err
 		}
 		c.Ports = append(c.Ports, more...)
+	}
+	return nil
+}
+
+// exposed lists the ports that the image, --expose and --publish name, in the
+// form "80/tcp".
+func (f *runFlags) exposed(image map[string]struct{}, published []container.Port) ([]string, error) {
+	all := map[string]struct{}{}
+	for _, e := range slices.Concat(slices.Collect(maps.Keys(image)), f.expose) {
+		ports, proto, _ := strings.Cut(e, "/")
+		from, to, isRange := strings.Cut(ports, "-")
+		first, err := strconv.ParseUint(from, 10, 16)
+		last := first
+		if err == nil && isRange {
+			last, err = strconv.ParseUint(to, 10, 16)
+		}
+		if err != nil || first == 0 || last < first {
+			return nil, fmt.Errorf("invalid range format for --expose: %s", e)
+		}
+		for p := first; p <= last; p++ {
+			all[fmt.Sprintf("%d/%s", p, strings.ToLower(cmp.Or(proto, "tcp")))] = struct{}{}
+		}
+	}
+	for _, p := range published {
+		all[p.ContainerPort()] = struct{}{}
+	}
+	return sortedPorts(all), nil
+}
+
+// volumesOf gives the container what those of --volumes-from have mounted.
+func (f *runFlags) volumesOf(set container.Set, c *container.Config) error {
+	for _, from := range f.volumesFrom {
+		name, mode, _ := strings.Cut(from, ":")
+		if mode != "" && mode != "ro" && mode != "rw" {
+			return fmt.Errorf("--volumes-from=%s: invalid mode: %s", from, mode)
+		}
+		other, err := set.Find(name)
+		if err != nil {
+			return err
+		}
+		for _, b := range other.Binds {
+			if slices.ContainsFunc(c.Binds, func(o container.Bind) bool { return o.Target == b.Target }) {
+				continue
+			}
+			b.Copy, b.ReadOnly = false, b.ReadOnly || mode == "ro"
+			c.Binds = append(c.Binds, b)
+		}
 	}
 	return nil
 }

@@ -36,6 +36,9 @@ type runFlags struct {
 	logDriver                            string
 	logOptions                           []string
 	health                               healthFlags
+	expose, volumesFrom, attach          []string
+	pid, ipc, uts, cgroupns, domainname  string
+	quiet                                bool
 	entrySet, oomSet, sigProxy           bool
 }
 
@@ -54,6 +57,7 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.entrypoint, "entrypoint", "", "command instead of the image's ENTRYPOINT")
 	fs.StringVar(&f.platform, "platform", "", "platform of the image")
 	fs.StringVar(&f.runtime, "runtime", "", "OCI runtime, such as runc, to run the container with (default kiln's own sandbox)")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "do not say that an image is being pulled")
 	fs.StringVar(&f.pull, "pull", "missing", "when to pull the image: always, missing or never")
 	fs.StringVar(&f.restart, "restart", "no", "when to start it again: no, on-failure[:MAX], always or unless-stopped")
 	fs.StringVar(&f.stopSignal, "stop-signal", "", "signal that asks the container to end")
@@ -80,6 +84,8 @@ func (f *runFlags) registerNetwork(fs *pflag.FlagSet) {
 	fs.StringVar(&f.network, "network", "", "bridge, host or none (default bridge for root, else host)")
 	fs.StringVar(&f.network, "net", "", "same as --network")
 	_ = fs.MarkHidden("net") // it is there
+	fs.StringVar(&f.domainname, "domainname", "", "NIS domain name")
+	fs.StringArrayVar(&f.expose, "expose", nil, "port that the container listens on, PORT[-PORT][/PROTO] (repeatable)")
 	fs.StringVarP(&f.hostname, "hostname", "h", "", "host name (default the container's ID)")
 	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port, [IP:][HOST:]CONTAINER[/PROTO] (repeatable)")
 	fs.BoolVarP(&f.publishAll, "publish-all", "P", false, "publish all exposed ports on free ones")
@@ -93,10 +99,15 @@ func (f *runFlags) registerFiles(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.volumes, "volume", "v", nil, "folder of this machine or volume, SOURCE:TARGET[:ro] (repeatable)")
 	fs.StringArrayVar(&f.mounts, "mount", nil, "type=bind|volume|tmpfs,source=…,target=…[,readonly] (repeatable)")
 	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "file system in memory, TARGET[:OPTIONS] (repeatable)")
+	fs.StringArrayVar(&f.volumesFrom, "volumes-from", nil, "mount what another container has mounted, CONTAINER[:ro] (repeatable)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm")
 }
 
 func (f *runFlags) registerRights(fs *pflag.FlagSet) {
+	fs.StringVar(&f.pid, "pid", "", "host: see all processes of this machine")
+	fs.StringVar(&f.ipc, "ipc", "", "private or host: semaphores and queues of its own or this machine's")
+	fs.StringVar(&f.uts, "uts", "", "host: share this machine's host name")
+	fs.StringVar(&f.cgroupns, "cgroupns", "", "private or host: see its own control groups or this machine's")
 	fs.StringSliceVar(&f.capAdd, "cap-add", nil, "add a capability, or ALL (repeatable)")
 	fs.StringSliceVar(&f.capDrop, "cap-drop", nil, "drop a capability, or ALL (repeatable)")
 	fs.StringArrayVar(&f.security, "security-opt", nil, "seccomp=unconfined|FILE, no-new-privileges, systempaths=unconfined (repeatable)")
@@ -128,7 +139,7 @@ func (f *runFlags) registerUpdate(fs *pflag.FlagSet) {
 // apply puts the flags that need no image into a config.
 func (f *runFlags) apply(c *container.Config) error {
 	for _, step := range []func(*container.Config) error{
-		f.applyLabels, f.applyLog, f.applyLimits, f.applyProcessors, f.applyRights, f.applyMounts, f.applyNetwork, f.applyLife,
+		f.applyLabels, f.applyLog, f.applyNamespaces, f.applyLimits, f.applyProcessors, f.applyRights, f.applyMounts, f.applyNetwork, f.applyLife,
 	} {
 		if err := step(c); err != nil {
 			return err
@@ -257,6 +268,31 @@ func (f *runFlags) applyProcessors(c *container.Config) error {
 		return errors.New("conflicting options: --cpus and --cpu-period or --cpu-quota cannot both be set")
 	}
 	c.Limits.CPUPeriod, c.Limits.CPUQuota = 100_000, int64(n*100_000)
+	return nil
+}
+
+// applyNamespaces reads which namespaces are shared with this machine.
+func (f *runFlags) applyNamespaces(c *container.Config) error {
+	for _, n := range []struct {
+		flag, value string
+		private     bool // may be said
+		to          *bool
+	}{
+		{"--pid", f.pid, false, &c.HostPID}, {"--ipc", f.ipc, true, &c.HostIPC},
+		{"--uts", f.uts, false, &c.HostUTS}, {"--cgroupns", f.cgroupns, true, &c.HostCgroup},
+	} {
+		switch {
+		case n.value == "host":
+			*n.to = true
+		case n.value == "", n.value == "private" && n.private:
+		default:
+			return fmt.Errorf("%s: invalid mode %q", n.flag, n.value)
+		}
+	}
+	if c.HostUTS && (f.hostname != "" || f.domainname != "") {
+		return errors.New("conflicting options: hostname and the UTS mode")
+	}
+	c.Domainname = f.domainname
 	return nil
 }
 

@@ -203,11 +203,11 @@ func inspect(k *container.Container, st container.State) *inspected {
 			Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries,
 		}
 	}
-	for _, p := range k.Ports {
+	for _, e := range k.Exposed {
 		if x.Config.ExposedPorts == nil {
 			x.Config.ExposedPorts = map[string]struct{}{}
 		}
-		x.Config.ExposedPorts[p.ContainerPort()] = struct{}{}
+		x.Config.ExposedPorts[e] = struct{}{}
 	}
 	for _, b := range k.Binds {
 		m := inspectedMount{Type: "bind", Source: b.Source, Destination: b.Target, RW: !b.ReadOnly, Propagation: "rprivate"}

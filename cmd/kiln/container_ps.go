@@ -37,7 +37,7 @@ func (a *app) psCommand() *cobra.Command {
 	fs.BoolVarP(&f.size, "size", "s", false, "show sizes")
 	fs.IntVarP(&f.last, "last", "n", -1, "the last N that were created")
 	fs.BoolVarP(&f.latest, "latest", "l", false, "the last one that was created")
-	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "status, name, id, label, ancestor, exited, health, before, since, publish, volume, network =VALUE (repeatable)")
+	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "status, name, id, label, ancestor, exited, expose, health, before, since, publish, volume, network =VALUE (repeatable)")
 	fs.StringVar(&f.format, "format", "", formatHelp)
 	return c
 }
@@ -113,7 +113,7 @@ func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
 	r := psRow{
 		ID: k.ID, Image: k.Image, Names: k.Name, State: string(st.Status), Networks: k.Network, Platform: k.Platform, labels: k.Labels,
 		CreatedAt:  k.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"),
-		RunningFor: units.HumanDuration(time.Since(k.Created)) + " ago", Status: statusText(st), Ports: psPorts(st.Ports),
+		RunningFor: units.HumanDuration(time.Since(k.Created)) + " ago", Status: statusText(st), Ports: psPorts(shownPorts(k, st)),
 	}
 	cmd := strings.Join(k.Args, " ")
 	if !f.noTrunc {
@@ -147,6 +147,25 @@ func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
 	return r
 }
 
+// shownPorts are the published ports and, while the container runs, those that
+// are only exposed.
+func shownPorts(k *container.Container, st container.State) []container.Port {
+	if !st.Status.Live() || k.Network == "host" {
+		return st.Ports
+	}
+	all := slices.Clone(st.Ports)
+	for _, e := range k.Exposed {
+		if slices.ContainsFunc(st.Ports, func(p container.Port) bool { return p.ContainerPort() == e }) {
+			continue
+		}
+		port, proto, _ := strings.Cut(e, "/")
+		if n, err := strconv.Atoi(port); err == nil {
+			all = append(all, container.Port{Container: n, Proto: proto})
+		}
+	}
+	return all
+}
+
 // psPorts lists published ports, those next to each other as ranges.
 func psPorts(ports []container.Port) string {
 	var all []string
@@ -154,13 +173,19 @@ func psPorts(ports []container.Port) string {
 		first, last := ports[i], ports[i]
 		for i++; i < len(ports); i++ {
 			p := ports[i]
-			if p.HostIP != first.HostIP || p.Proto != first.Proto || p.HostPort != last.HostPort+1 || p.Container != last.Container+1 {
+			step := min(last.HostPort, 1) // one that is only exposed has none
+			if p.HostIP != first.HostIP || p.Proto != first.Proto || p.HostPort != last.HostPort+step || p.Container != last.Container+1 {
 				break
 			}
 			last = p
 		}
 		text := first.String()
-		if last != first {
+		switch {
+		case first.HostPort == 0 && last != first:
+			text = fmt.Sprintf("%d-%d/%s", first.Container, last.Container, first.Proto)
+		case first.HostPort == 0:
+			text = first.ContainerPort()
+		case last != first:
 			text = fmt.Sprintf("%s-%d->%d-%d/%s", first.Host(), last.HostPort, first.Container, last.Container, first.Proto)
 		}
 		all = append(all, text)
@@ -214,7 +239,7 @@ func psFilter(all []*container.Container, filters []string) (func(*container.Con
 		if err != nil {
 			return nil, err
 		}
-		if key == "label" {
+		if key == "label" || key == "label!" {
 			key = f
 		}
 		tests[key] = append(tests[key], t)
@@ -271,11 +296,18 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 		return func(_ *container.Container, st container.State) bool {
 			return st.Status == container.Exited && st.ExitCode == code
 		}, err
-	case "label":
+	case "label", "label!":
 		name, want, has := strings.Cut(value, "=")
 		return func(k *container.Container, _ container.State) bool {
 			v, ok := k.Labels[name]
-			return ok && (!has || v == want)
+			return (ok && (!has || v == want)) == (key == "label")
+		}, nil
+	case "until":
+		at, err := when("until", value)
+		return func(k *container.Container, _ container.State) bool { return k.Created.Before(at) }, err
+	case "expose":
+		return func(k *container.Container, _ container.State) bool {
+			return slices.ContainsFunc(k.Exposed, func(e string) bool { return e == value || strings.TrimSuffix(e, "/tcp") == value })
 		}, nil
 	case "before", "since":
 		at, err := other()

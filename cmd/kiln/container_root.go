@@ -26,7 +26,8 @@ type imageRoot struct {
 
 // imageRoot finds an image by name or ID, pulls it unless told not to, and
 // unpacks the layers that are not unpacked yet.
-func (a *app) imageRoot(ctx context.Context, store *cache.Store, name, platform, pull string) (*imageRoot, error) {
+func (a *app) imageRoot(ctx context.Context, store *cache.Store, name string, f *runFlags) (*imageRoot, error) {
+	platform, pull := f.platform, f.pull
 	p := platforms.Normalize(platforms.DefaultSpec())
 	if platform != "" {
 		var err error
@@ -47,7 +48,9 @@ func (a *app) imageRoot(ctx context.Context, store *cache.Store, name, platform,
 		if refErr != nil {
 			return nil, refErr
 		}
-		fmt.Fprintf(a.stderr, "Unable to find image '%s' locally\n", ref.Familiar())
+		if !f.quiet && errors.Is(err, fs.ErrNotExist) {
+			fmt.Fprintf(a.stderr, "Unable to find image '%s' locally\n", ref.Familiar())
+		}
 		if _, err := r.Registry.Pull(ctx, ref, store.Images(), registry.PullOptions{}); err != nil {
 			return nil, err
 		}

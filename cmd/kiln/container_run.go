@@ -3,8 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/moby/term"
@@ -34,6 +38,7 @@ could not be run, 127 if it was not found, 128 + n if signal n ended it.`,
 	}
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "run in the background and print the container's ID")
 	c.Flags().StringVar(&f.detachKeys, "detach-keys", "", "keys that leave a terminal (default ctrl-p,ctrl-q)")
+	c.Flags().StringSliceVarP(&f.attach, "attach", "a", nil, "show only: stdin, stdout, stderr (repeatable)")
 	c.Flags().BoolVar(&f.sigProxy, "sig-proxy", true, "hand signals on to the container")
 	c.Flags().Bool("help", false, "help for run")
 	f.register(c.Flags())
@@ -50,6 +55,10 @@ func (a *app) run(ctx context.Context, f *runFlags, args []string) error {
 			return err
 		}
 	}
+	shown, err := a.shown(f)
+	if err != nil {
+		return err
+	}
 	m, err := a.newMonitor(!f.detach)
 	if err != nil {
 		return err
@@ -60,13 +69,37 @@ func (a *app) run(ctx context.Context, f *runFlags, args []string) error {
 		return err
 	}
 	if !f.detach {
-		return a.foreground(ctx, m, k, true, keys, f.sigProxy)
+		return shown.foreground(ctx, m, k, len(f.attach) == 0 || slices.Contains(f.attach, "stdin"), keys, f.sigProxy)
 	}
 	if err := m.start(k, sandbox.Size{}); err != nil {
 		return err
 	}
 	m.release()
 	return writeLines(a.stdout, k.ID)
+}
+
+// shown is the program with those of its streams that --attach asks for.
+func (a *app) shown(f *runFlags) (*app, error) {
+	if len(f.attach) == 0 {
+		return a, nil
+	}
+	if f.detach {
+		return nil, errors.New("conflicting options: cannot specify both --attach and --detach")
+	}
+	x := *a
+	for i, s := range f.attach {
+		if s = strings.ToLower(s); !slices.Contains([]string{"stdin", "stdout", "stderr"}, s) {
+			return nil, fmt.Errorf("invalid argument %q for --attach: must be stdin, stdout or stderr", s)
+		}
+		f.attach[i] = s
+	}
+	if !slices.Contains(f.attach, "stdout") {
+		x.stdout = io.Discard
+	}
+	if !slices.Contains(f.attach, "stderr") {
+		x.stderr = io.Discard
+	}
+	return &x, nil
 }
 
 func (a *app) forRun(ctx context.Context, f *runFlags, args []string) (*container.Container, error) {

@@ -117,13 +117,17 @@ func (a *app) startPolicies(ctx context.Context) error {
 }
 
 func (a *app) restartCommand() *cobra.Command {
-	var seconds int
+	var f stopFlags
 	c := &cobra.Command{
 		Use: "restart [flags] CONTAINER...", Short: "Stop containers and start them again", Args: cobra.MinimumNArgs(1),
 		Example: "  kiln restart web",
 		RunE: func(c *cobra.Command, args []string) error {
+			o, err := f.options(c)
+			if err != nil {
+				return err
+			}
 			return a.each(c.Context(), args, func(k *container.Container) error {
-				if err := k.Stop(c.Context(), given(c, "time", &seconds)); err != nil {
+				if err := k.Stop(c.Context(), o); err != nil {
 					return err
 				}
 				if err := a.start(k); err != nil {
@@ -134,14 +138,6 @@ func (a *app) restartCommand() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().IntVarP(&seconds, "time", "t", 10, "seconds to wait before killing; -1 for ever (default the container's own, 10)")
+	f.register(c.Flags())
 	return c
-}
-
-// given is a flag's value, nil if it was not given.
-func given[T any](c *cobra.Command, flag string, value *T) *T {
-	if !c.Flags().Changed(flag) {
-		return nil
-	}
-	return value
 }

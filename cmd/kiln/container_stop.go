@@ -5,22 +5,48 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"kiln.build/runner/container"
 )
 
 func (a *app) stopCommand() *cobra.Command {
-	var seconds int
+	var f stopFlags
 	c := &cobra.Command{
 		Use: "stop [flags] CONTAINER...", Short: "Ask containers to end, and kill them if they do not", Args: cobra.MinimumNArgs(1),
 		Example: "  kiln stop -t 5 web",
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.each(c.Context(), args, func(k *container.Container) error {
-				return k.Stop(c.Context(), given(c, "time", &seconds))
-			})
+			o, err := f.options(c)
+			if err != nil {
+				return err
+			}
+			return a.each(c.Context(), args, func(k *container.Container) error { return k.Stop(c.Context(), o) })
 		},
 	}
-	c.Flags().IntVarP(&seconds, "time", "t", 10, "seconds to wait before killing; -1 for ever (default the container's own, 10)")
+	f.register(c.Flags())
 	return c
+}
+
+// stopFlags are the flags of stop and restart, as typed.
+type stopFlags struct {
+	signal  string
+	seconds int
+}
+
+func (f *stopFlags) register(fs *pflag.FlagSet) {
+	fs.StringVarP(&f.signal, "signal", "s", "", "signal that asks it to end (default the container's own)")
+	fs.IntVarP(&f.seconds, "timeout", "t", 10, "seconds to wait before killing; -1 for ever (default the container's own, 10)")
+	fs.IntVar(&f.seconds, "time", 10, "same as --timeout")
+	_ = fs.MarkHidden("time") // it is there: its name until docker 28
+}
+
+func (f *stopFlags) options(c *cobra.Command) (o container.StopOptions, err error) {
+	if c.Flags().Changed("timeout") || c.Flags().Changed("time") {
+		o.Seconds = &f.seconds
+	}
+	if f.signal != "" {
+		o.Signal, err = container.ParseSignal(f.signal)
+	}
+	return o, err
 }
 
 func (a *app) killCommand() *cobra.Command {

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -11,9 +16,15 @@ import (
 
 func (a *app) topCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "top CONTAINER", Short: "Show the processes of a container", Args: cobra.ExactArgs(1),
-		Example: "  kiln top web",
-		RunE: func(_ *cobra.Command, args []string) error {
+		Use: "top CONTAINER [PS OPTIONS]", Short: "Show the processes of a container", Args: cobra.MinimumNArgs(1),
+		Long: `Show the processes of a container. With options this machine's ps shows them,
+as these say.`,
+		Example:            "  kiln top web\n  kiln top web -o pid,rss,args",
+		DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			if slices.Contains(args[:1], "--help") || slices.Contains(args[:1], "-h") {
+				return c.Help()
+			}
 			k, err := a.container(args[0])
 			if err != nil {
 				return err
@@ -25,6 +36,9 @@ func (a *app) topCommand() *cobra.Command {
 			all, err := container.Processes(st.PID)
 			if err != nil {
 				return err
+			}
+			if len(args) > 1 {
+				return a.topBy(c.Context(), all, args[1:])
 			}
 			w := tabwriter.NewWriter(a.stdout, 20, 1, 3, ' ', 0)
 			fmt.Fprintln(w, "UID\tPID\tPPID\tC\tSTIME\tTTY\tTIME\tCMD")
@@ -40,4 +54,33 @@ func (a *app) topCommand() *cobra.Command {
 			return w.Flush()
 		},
 	}
+}
+
+// topBy has ps show all processes as its options say, and keeps the lines of
+// some.
+func (a *app) topBy(ctx context.Context, keep []container.Process, options []string) error {
+	text, err := exec.CommandContext(ctx, "ps", options...).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && len(exit.Stderr) > 0 {
+		err = errors.New(strings.TrimSpace(string(exit.Stderr)))
+	}
+	if err != nil {
+		return fmt.Errorf("ps: %w", err)
+	}
+	head, rest, _ := strings.Cut(string(text), "\n")
+	column := slices.Index(strings.Fields(head), "PID")
+	if column < 0 {
+		return errors.New("couldn't find PID field in ps output")
+	}
+	lines := []string{head}
+	for line := range strings.Lines(rest) {
+		f := strings.Fields(line)
+		if column >= len(f) {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[column]); err == nil && slices.ContainsFunc(keep, func(p container.Process) bool { return p.PID == pid }) {
+			lines = append(lines, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	return writeLines(a.stdout, lines...)
 }

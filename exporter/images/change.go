@@ -13,10 +13,10 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 )
 
-// change applies Dockerfile instructions that change a config, as --change
+// Change applies Dockerfile instructions that change a config, as --change
 // of docker import and docker commit takes them. Variables are those of the
 // config itself.
-func change(c *dockerspec.DockerOCIImageConfig, changes []string) error {
+func Change(c *dockerspec.DockerOCIImageConfig, changes []string) error {
 	for _, text := range changes {
 		if err := changeOne(c, text); err != nil {
 			return fmt.Errorf("--change=%q: %w", text, err)

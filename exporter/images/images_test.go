@@ -192,7 +192,7 @@ func TestPrune(t *testing.T) {
 func TestChange(t *testing.T) {
 	var c dockerspec.DockerOCIImageConfig
 	c.Env = []string{"PATH=/bin", "A=old"}
-	err := change(&c, []string{
+	err := Change(&c, []string{
 		"ENV A=new B='x y'", "env C=$A", `CMD ["a", "b"]`, "ENTRYPOINT exec $A", "WORKDIR /srv/x/..", "WORKDIR data",
 		"EXPOSE 80 53/UDP 8000-8002", "VOLUME /v /w", "USER 1:2", "LABEL a=b c=d", "STOPSIGNAL SIGINT", "ONBUILD RUN x",
 		"HEALTHCHECK --interval=5s CMD true", `SHELL ["/bin/bash", "-c"]`,
@@ -212,7 +212,7 @@ func TestChange(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", b, want)
 	}
 	for _, bad := range []string{"RUN x", "COPY a b", "NOPE", "EXPOSE 0", "EXPOSE x", "EXPOSE 9-8", "ENV", ""} {
-		if err := change(&c, []string{bad}); err == nil {
+		if err := Change(&c, []string{bad}); err == nil {
 			t.Errorf("%q changed something", bad)
 		}
 	}

@@ -41,7 +41,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (diges
 func (s *Store) importTar(ctx context.Context, r io.Reader, o ImportOptions) (digest.Digest, error) {
 	// What is wrong with the words is told before a long transfer.
 	var config dockerspec.DockerOCIImage
-	if err := change(&config.Config, o.Changes); err != nil {
+	if err := Change(&config.Config, o.Changes); err != nil {
 		return "", err
 	}
 	name := ""

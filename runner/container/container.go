@@ -80,6 +80,15 @@ type Config struct {
 	Devices    []sandbox.Device  `json:"devices,omitempty"`
 	Sysctls    map[string]string `json:"sysctls,omitempty"`
 
+	// Namespaces that are the machine's instead of the container's own.
+	HostPID    bool   `json:"hostPID,omitempty"`
+	HostIPC    bool   `json:"hostIPC,omitempty"`
+	HostUTS    bool   `json:"hostUTS,omitempty"`
+	HostCgroup bool   `json:"hostCgroup,omitempty"`
+	Domainname string `json:"domainname,omitempty"`
+
+	Exposed []string `json:"exposed,omitempty"` // ports, "80/tcp", that the image or the user names
+
 	Network string   `json:"network"` // "bridge", "host" or "none"
 	Ports   []Port   `json:"ports,omitempty"`
 	Hosts   []string `json:"extraHosts,omitempty"` // NAME:IP; the IP may be "host-gateway"

@@ -48,7 +48,7 @@ func (c *Container) remove(volumes bool) error {
 	}
 	var errs []error
 	for _, b := range c.Binds {
-		if volumes && b.Anonymous {
+		if volumes && b.Anonymous && !c.set().used(b.Volume) {
 			errs = append(errs, os.RemoveAll(filepath.Dir(b.Source)))
 			c.set().Note("volume", "destroy", b.Volume, "driver", "local")
 		}

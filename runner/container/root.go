@@ -18,11 +18,11 @@ import (
 // image. The image's layers stay as long as the process does.
 func (r *run) mountRoot(ctx context.Context) (*os.File, error) {
 	if r.fresh && r.st.Started.IsZero() {
-		idx, err := r.m.Store.Index(r.c.Layers)
+		e, ok, err := r.m.Store.TopDir(r.c.Layers)
 		if err != nil {
 			return nil, err
 		}
-		if e, _, ok := idx.Lookup(""); ok {
+		if ok {
 			if err := errors.Join(os.Chown(r.c.fsDir(), e.UID, e.GID), unix.Chmod(r.c.fsDir(), e.Mode)); err != nil {
 				return nil, err
 			}

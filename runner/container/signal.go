@@ -94,19 +94,26 @@ func (c *Container) Kill(ctx context.Context, s unix.Signal) error {
 	return c.terminate(ctx, s)
 }
 
-// Stop asks the container to end by its stop signal, and kills it after a
-// time in seconds. A negative time is for ever; nil is the container's own.
-func (c *Container) Stop(ctx context.Context, seconds *int) error {
+// StopOptions say how a container is stopped; zero values are its own.
+type StopOptions struct {
+	Signal  unix.Signal // that asks it to end
+	Seconds *int        // after which it is killed; negative is never
+}
+
+// Stop asks the container to end by a signal, and kills it after a time.
+func (c *Container) Stop(ctx context.Context, o StopOptions) error {
 	if ok, _, err := c.May(Stop); err != nil || !ok {
 		return err
 	}
-	sig, err := c.stopSignal()
-	if err != nil {
-		return err
+	sig, err := o.Signal, error(nil)
+	if sig == 0 {
+		if sig, err = c.stopSignal(); err != nil {
+			return err
+		}
 	}
 	wait := c.StopWait
-	if seconds != nil {
-		wait = *seconds
+	if o.Seconds != nil {
+		wait = *o.Seconds
 	}
 	if err := c.terminate(ctx, sig); err != nil {
 		return err

@@ -40,6 +40,11 @@ func (r *run) makeSpec(ctx context.Context) error {
 	if emulator != nil {
 		r.spec.Formats = []sandbox.Format{sandbox.Format(*emulator)}
 	}
+	r.spec.PID.Host, r.spec.IPC.Host, r.spec.Cgroup.Host = c.HostPID, c.HostIPC, c.HostCgroup
+	r.spec.Domainname = c.Domainname
+	if c.HostUTS {
+		r.spec.UTS.Host, r.spec.Hostname = true, ""
+	}
 	if c.Unmasked {
 		r.spec.MaskedPaths, r.spec.ReadonlyPaths = []string{}, []string{}
 	}

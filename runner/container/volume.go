@@ -129,6 +129,12 @@ func VolumeUsers(all []*Container, name string) []*Container {
 	return users
 }
 
+// used reports whether some container has a volume, or may have.
+func (s Set) used(name string) bool {
+	all, err := s.List()
+	return err != nil || len(VolumeUsers(all, name)) > 0
+}
+
 // RemoveVolume removes a volume that no container has.
 func (s Set) RemoveVolume(ctx context.Context, name string) error {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
