@@ -159,6 +159,9 @@ func (x *execution) prepare(ctx context.Context) error {
 	if err := x.network(); err != nil {
 		return err
 	}
+	if err := x.devices(); err != nil {
+		return err
+	}
 	if err := x.etc(); err != nil {
 		return err
 	}

@@ -32,6 +32,9 @@ type Runner struct {
 	Secrets  map[string][]byte  // values by id
 	SSH      map[string]string  // agents' sockets by id
 
+	// CDIDirs are where the devices of this machine are described.
+	CDIDirs []string
+
 	// Network connects a sandbox to the outside; nil shares this machine's
 	// own network with it.
 	Network Network

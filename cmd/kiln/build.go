@@ -251,6 +251,7 @@ func (f *buildFlags) options() (o dockerfile.Options, err error) {
 	if o.Allowed, err = f.entitlements(); err != nil {
 		return o, err
 	}
+	o.DeviceAllowed = deviceAllowed(o.Allowed)
 	if o.GitModes, err = f.gitModes(); err != nil {
 		return o, err
 	}
@@ -260,7 +261,7 @@ func (f *buildFlags) options() (o dockerfile.Options, err error) {
 }
 
 func (b *builder) newRunner() (*runner.Runner, error) {
-	r := &runner.Runner{Store: b.store}
+	r := &runner.Runner{Store: b.store, CDIDirs: cdiDirs()}
 	var err error
 	if r.Registry, err = b.app.registry(b.insecureHosts()...); err != nil {
 		return nil, err

@@ -96,7 +96,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.cpusetCPUs, "cpuset-cpus", "", "processors that RUN steps may use, such as 0-3,5")
 	fs.StringVar(&f.cpusetMems, "cpuset-mems", "", "memory nodes that RUN steps may use")
 	fs.StringVar(&f.cgroupParent, "cgroup-parent", "", "cgroup that RUN steps are put under")
-	fs.StringSliceVar(&f.allow, "allow", nil, "allow network.host or security.insecure")
+	fs.StringSliceVar(&f.allow, "allow", nil, "allow network.host, security.insecure, device (all of them) or device=NAME")
 	fs.StringVar(&f.iidFile, "iidfile", "", "file to write the image ID to")
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "file to write the result's digests to, as JSON")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "print only the image ID")
@@ -362,11 +362,12 @@ func parseSSH(flags []string) (map[string]string, error) {
 func (f *buildFlags) entitlements() (map[string]bool, error) {
 	m := map[string]bool{}
 	for _, a := range f.allow {
-		switch a {
-		case "network.host", "security.insecure":
+		name, value, _ := strings.Cut(a, "=")
+		switch {
+		case a == "network.host", a == "security.insecure", a == "device", name == "device" && value != "":
 			m[a] = true
 		default:
-			return nil, fmt.Errorf("--allow=%q: must be network.host or security.insecure", a)
+			return nil, fmt.Errorf("--allow=%q: must be network.host, security.insecure, device or device=NAME", a)
 		}
 	}
 	switch f.network {

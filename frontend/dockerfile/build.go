@@ -75,6 +75,9 @@ type Options struct {
 	Resolver   frontend.Resolver
 	SkipChecks bool // no lint warnings
 
+	// DeviceAllowed tells which devices RUN --device may name; nil is none.
+	DeviceAllowed func(name string) bool
+
 	// Secrets and SSH are the ids that are given; a required one that is not
 	// among them is an error before anything runs. Nil checks nothing.
 	Secrets, SSH map[string]bool

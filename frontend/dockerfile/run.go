@@ -156,8 +156,14 @@ func (b *build) rights(exec *op.Exec, in *instructions.RunCommand) error {
 		}
 		exec.Security = "insecure"
 	}
-	if d := instructions.GetDevices(in); len(d) > 0 {
-		return fmt.Errorf("RUN --device=%s: devices are not supported", d[0].Name)
+	for _, d := range instructions.GetDevices(in) {
+		if d.Name == "" {
+			return errors.New("RUN --device: no name")
+		}
+		if b.DeviceAllowed == nil || !b.DeviceAllowed(d.Name) {
+			return fmt.Errorf("device %s is not allowed: add --allow=device=%s, or --allow=device for all", d.Name, d.Name)
+		}
+		exec.Devices = append(exec.Devices, op.Device{Name: d.Name, Required: d.Required})
 	}
 	return nil
 }

@@ -257,6 +257,8 @@ type Exec struct {
 
 	Platform string // "linux/arm64", always set: results travel between machines
 
+	Devices []Device
+
 	ExtraHosts []Host
 	ShmSize    int64 // bytes; zero is 64 MiB
 	Ulimits    []Ulimit
@@ -269,6 +271,13 @@ type Exec struct {
 
 	// ClearCaches empties the step's cache mounts first. Not in the key.
 	ClearCaches bool
+}
+
+// Device is a device by its name in the Container Device Interface, such as
+// "nvidia.com/gpu=0". One that is not Required may be missing.
+type Device struct {
+	Name     string
+	Required bool
 }
 
 // Host is a line of /etc/hosts.
@@ -356,6 +365,10 @@ func (o Exec) Describe(d *solver.Description) {
 	d.Int("shm size", o.ShmSize)
 	for _, u := range o.Ulimits {
 		d.Line("ulimit", u.Name, strconv.FormatInt(u.Soft, 10), strconv.FormatInt(u.Hard, 10))
+	}
+	for _, dev := range o.Devices {
+		d.Line("device", dev.Name)
+		d.Bool("device required", dev.Required)
 	}
 	for _, m := range o.Mounts {
 		m.describe(d)
