@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"slices"
 	"sync"
 
 	"kiln.build/exporter"
@@ -32,6 +33,7 @@ type ahead struct {
 	solver.Runner
 	final   map[*solver.Step]bool // of the images, but for the last ones, after which nothing runs
 	prepare func(stack []solver.Layer, below int) error
+	sync    func() error       // nil where no image is tagged at the end
 	cancel  context.CancelFunc // of prepare
 	wait    sync.WaitGroup
 }
@@ -53,6 +55,9 @@ func (b *builder) ahead(ctx context.Context, targets []*solver.Vertex) (*ahead, 
 		}
 		return nil
 	}
+	if slices.ContainsFunc(b.outputs, exporter.Output.InStore) {
+		a.sync = func() error { return b.store.Sync(ctx) }
+	}
 	for _, t := range targets {
 		for v := t.Below; v != nil; v = v.Below {
 			if v.Step != nil {
@@ -63,11 +68,25 @@ func (b *builder) ahead(ctx context.Context, targets []*solver.Vertex) (*ahead, 
 	return a, nil
 }
 
+// syncAhead is the size from which a step's layers are made safe from a power
+// loss at once. The tag at the end waits for that, and for little then.
+const syncAhead = 16 << 20
+
 // Run implements [solver.Runner].
 func (a *ahead) Run(ctx context.Context, act *solver.Action) (solver.Result, error) {
 	res, err := a.Runner.Run(ctx, act)
-	if err != nil || len(res.Layers) == 0 || !a.final[act.Step] {
+	if err != nil {
 		return res, err
+	}
+	var size int64
+	for _, l := range res.Layers {
+		size += l.Size
+	}
+	if size >= syncAhead && a.sync != nil {
+		a.wait.Go(func() { _ = a.sync() })
+	}
+	if len(res.Layers) == 0 || !a.final[act.Step] {
+		return res, nil
 	}
 	var stack []solver.Layer
 	if act.Below != nil {

@@ -51,6 +51,35 @@ func TestAhead(t *testing.T) {
 	}
 }
 
+// TestAheadSyncs begins to sync after large layers, where there is a need.
+func TestAheadSyncs(t *testing.T) {
+	size, synced := int64(syncAhead-1), 0
+	a := &ahead{
+		Runner: runnerFunc(func(context.Context, *solver.Action) (solver.Result, error) {
+			return solver.Result{Layers: []solver.Layer{{Size: size}}}, nil
+		}),
+		sync:   func() error { synced++; return nil },
+		cancel: func() {},
+	}
+	run := func() {
+		t.Helper()
+		if _, err := a.Run(t.Context(), &solver.Action{}); err != nil {
+			t.Fatal(err)
+		}
+		a.wait.Wait()
+	}
+	if run(); synced != 0 {
+		t.Error("a small layer is synced by itself")
+	}
+	size++
+	if run(); synced != 1 {
+		t.Errorf("a large layer is synced %d times", synced)
+	}
+	a.sync = nil
+	run()
+	a.Close(nil)
+}
+
 func TestAheadStopsWithTheBuild(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	step := &solver.Step{}
