@@ -21,13 +21,13 @@ import (
 
 // programs builds the kiln binary and the tool box's root file system once
 // for all tests that need real processes.
-var programs = sync.OnceValues(func() (built struct{ kiln, toolbox string }, err error) {
-	dir, err := os.MkdirTemp("", "kiln-e2e-")
+var programs = sync.OnceValues(func() (all struct{ kiln, toolbox string }, err error) {
+	dir, err := built()
 	if err != nil {
-		return built, err
+		return all, err
 	}
-	built.kiln = filepath.Join(dir, "kiln")
-	built.toolbox = filepath.Join(dir, "toolbox.tar")
+	all.kiln = filepath.Join(dir, "kiln")
+	all.toolbox = filepath.Join(dir, "toolbox.tar")
 	build := func(at, out string) error {
 		c := exec.Command("go", "build", "-o", out, ".")
 		c.Dir = at
@@ -37,18 +37,18 @@ var programs = sync.OnceValues(func() (built struct{ kiln, toolbox string }, err
 		}
 		return nil
 	}
-	if err := build(".", built.kiln); err != nil {
-		return built, err
+	if err := build(".", all.kiln); err != nil {
+		return all, err
 	}
 	tool := filepath.Join(dir, "toolbox")
 	if err := build("../../examples/toolbox", tool); err != nil {
-		return built, err
+		return all, err
 	}
 	tar, err := exec.Command(tool, "--tar").Output()
 	if err != nil {
-		return built, fmt.Errorf("toolbox --tar: %w", err)
+		return all, fmt.Errorf("toolbox --tar: %w", err)
 	}
-	return built, os.WriteFile(built.toolbox, tar, 0o644)
+	return all, os.WriteFile(all.toolbox, tar, 0o644)
 })
 
 // world is a store of its own with the tool box imported, and the program.

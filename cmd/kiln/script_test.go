@@ -29,14 +29,33 @@ func TestMain(m *testing.M) {
 	if err := testInit(); err != nil {
 		log.Fatal(err)
 	}
-	testscript.Main(m, map[string]func(){"kiln": main, monitorName: main})
+	testscript.Main(tidy{m}, map[string]func(){"kiln": main, monitorName: main})
+}
+
+// built holds the programs that tests run: a folder of this process, removed
+// at its end. The kiln of a script, which is this program too, has none.
+var built = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "kiln-test-") })
+
+// tidy runs the tests and then removes what was built for them.
+type tidy struct{ m *testing.M }
+
+func (t tidy) Run() int {
+	code := t.m.Run()
+	if dir, err := built(); err == nil {
+		_ = os.RemoveAll(dir)
+	}
+	return code
 }
 
 // testInit gives this program, and the kiln that it is in scripts, the
 // sandbox's init as a file: built once, and found by its name afterwards.
 func testInit() error {
 	if os.Getenv(sandboxtest.File) == "" && len(initbin.Program) == 0 {
-		file := filepath.Join(os.TempDir(), fmt.Sprintf("kiln-test-init-%d", os.Getpid()))
+		dir, err := built()
+		if err != nil {
+			return err
+		}
+		file := filepath.Join(dir, "init")
 		if err := sandboxtest.Build(file, "kiln.build/runner/sandbox/init"); err != nil {
 			return err
 		}
