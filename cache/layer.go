@@ -290,6 +290,9 @@ func (s *Store) Invalidate(d digest.Digest) error {
 	s.mu.Lock()
 	delete(s.trees, d)
 	s.mu.Unlock()
+	// Its files may be links of other layers' (see Remember): what is made in
+	// its place must not link them again.
+	_ = os.RemoveAll(s.path("history", "last"))
 	// The files go when this process ends: a sandbox may have them mounted.
 	err := os.Rename(s.layerPath(d), s.temp("invalid"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
