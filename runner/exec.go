@@ -89,7 +89,9 @@ type execution struct {
 	draft *cache.Draft
 	spec  sandbox.Spec
 
-	reads   *reads         // of the layers that are traced; nil if none is
+	reads     *reads // of the layers that are traced; nil if none is
+	hostsFile string // of this machine, mounted on the step's /etc/hosts
+
 	closers []func() error // in reverse order
 	created []string       // mount points made in the root, outermost first
 }
@@ -211,9 +213,12 @@ func (x *execution) network() error {
 		x.spec.Network.Host = true
 	default:
 		x.spec.NetworkReady = func(ctx context.Context, pid int) error {
-			detach, err := x.r.Network.Attach(ctx, pid)
+			gateway, detach, err := x.r.Network.Attach(ctx, pid)
 			if err != nil {
 				return fmt.Errorf("network: %w", err)
+			}
+			if err := x.knowHost(gateway); err != nil {
+				return errors.Join(err, detach())
 			}
 			// Taking an interface away takes the kernel some 20 ms, for which
 			// nothing has to wait.

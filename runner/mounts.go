@@ -28,19 +28,17 @@ func (x *execution) etc() error {
 		return err
 	}
 	x.onClose(func() error { return os.RemoveAll(dir) })
-	var hosts strings.Builder
-	hosts.WriteString("127.0.0.1\tlocalhost " + x.spec.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	for _, h := range x.o.ExtraHosts {
-		hosts.WriteString(h.IP + "\t" + h.Name + "\n")
-	}
 	resolv := []byte{}
 	if x.o.Network != "none" {
 		if resolv, err = ResolvConf(!x.spec.Network.Host); err != nil {
 			return err
 		}
 	}
-	for name, data := range map[string][]byte{"hosts": []byte(hosts.String()), "resolv.conf": resolv} {
+	for name, data := range map[string][]byte{"hosts": x.hosts("127.0.0.1"), "resolv.conf": resolv} {
 		at := filepath.Join(dir, name)
+		if name == "hosts" {
+			x.hostsFile = at
+		}
 		if err := os.WriteFile(at, data, 0o644); err != nil {
 			return err
 		}
@@ -55,6 +53,32 @@ func (x *execution) etc() error {
 		x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: "/etc/" + name, FD: f, ReadOnly: true})
 	}
 	return nil
+}
+
+// HostGateway stands for this machine's address in an op.Host.
+const HostGateway = "host-gateway"
+
+// hosts is the step's /etc/hosts, on a network where this machine has the
+// address gateway.
+func (x *execution) hosts(gateway string) []byte {
+	text := "127.0.0.1\tlocalhost " + x.spec.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	for _, h := range x.o.ExtraHosts {
+		ip := h.IP
+		if ip == HostGateway {
+			ip = gateway
+		}
+		text += ip + "\t" + h.Name + "\n"
+	}
+	return []byte(text)
+}
+
+// knowHost writes this machine's address into the step's /etc/hosts, where
+// it is asked for: it is not known before the network is there.
+func (x *execution) knowHost(gateway string) error {
+	if !slices.ContainsFunc(x.o.ExtraHosts, func(h op.Host) bool { return h.IP == HostGateway }) {
+		return nil
+	}
+	return os.WriteFile(x.hostsFile, x.hosts(gateway), 0o644)
 }
 
 // ResolvConf is the resolver configuration for a sandbox. In a network of its

@@ -66,8 +66,9 @@ type Context struct {
 // Network attaches sandboxes to a network.
 type Network interface {
 	// Attach gives the network namespace of a process an interface to the
-	// outside. It returns a function that takes it away again.
-	Attach(ctx context.Context, pid int) (detach func() error, err error)
+	// outside. It returns the address of this machine as seen from there,
+	// and a function that takes the interface away again.
+	Attach(ctx context.Context, pid int) (gateway string, detach func() error, err error)
 }
 
 var _ solver.Runner = (*Runner)(nil)

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/docker/go-units"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/pflag"
+	"kiln.build/runner"
 	"kiln.build/solver/op"
 )
 
@@ -84,7 +86,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME] (repeatable)")
 	fs.StringArrayVar(&f.ssh, "ssh", nil, "agent for RUN --mount=type=ssh, default|ID[=SOCKET] (repeatable)")
 	fs.StringVar(&f.network, "network", "default", "network of RUN steps: default, none or host")
-	fs.StringSliceVar(&f.addHosts, "add-host", nil, "line of /etc/hosts in RUN steps, NAME:IP (repeatable)")
+	fs.StringSliceVar(&f.addHosts, "add-host", nil, "line of /etc/hosts in RUN steps, NAME:IP; host-gateway is this machine (repeatable)")
 	fs.StringVar(&f.runtime, "runtime", "", "OCI runtime, such as runc, for RUN steps (default kiln's own sandbox)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm in RUN steps")
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit of RUN steps, NAME=SOFT[:HARD] (repeatable)")
@@ -175,7 +177,8 @@ func (f *buildFlags) targetPlatforms() ([]ocispecs.Platform, error) {
 	return all, nil
 }
 
-// hosts parses --add-host: NAME:IP or NAME=IP.
+// hosts parses --add-host: NAME:IP or NAME=IP, where IP may be
+// "host-gateway".
 func (f *buildFlags) hosts() ([]op.Host, error) {
 	var all []op.Host
 	for _, s := range f.addHosts {
@@ -183,7 +186,11 @@ func (f *buildFlags) hosts() ([]op.Host, error) {
 		if i <= 0 || i == len(s)-1 {
 			return nil, fmt.Errorf("--add-host=%q: must be NAME:IP", s)
 		}
-		all = append(all, op.Host{Name: s[:i], IP: strings.Trim(s[i+1:], "[]")})
+		ip := strings.Trim(s[i+1:], "[]")
+		if ip != runner.HostGateway && net.ParseIP(ip) == nil {
+			return nil, fmt.Errorf("--add-host=%q: %q is no IP address, and not host-gateway", s, ip)
+		}
+		all = append(all, op.Host{Name: s[:i], IP: ip})
 	}
 	return all, nil
 }

@@ -39,16 +39,16 @@ func (a *app) stepNetwork() runner.Network {
 // stepBridge puts RUN steps on the bridge.
 type stepBridge struct{ bridge *network.Bridge }
 
-func (b stepBridge) Attach(ctx context.Context, pid int) (func() error, error) {
+func (b stepBridge) Attach(ctx context.Context, pid int) (gateway string, detach func() error, err error) {
 	e, err := b.bridge.Attach(ctx, pid)
 	var none *network.UnavailableError
 	if errors.As(err, &none) {
-		return nil, fmt.Errorf("%w (the step can share this machine's network: build with --network=host --allow=network.host)", err)
+		return "", nil, fmt.Errorf("%w (the step can share this machine's network: build with --network=host --allow=network.host)", err)
 	}
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	return e.Close, nil
+	return e.Gateway.String(), e.Close, nil
 }
 
 // defaultNetwork is that of containers.
