@@ -342,7 +342,7 @@ func TestOtherMounts(t *testing.T) {
 		t.Errorf("secret as a variable: %q", got)
 	}
 	secrets = nil
-	if got := b.run(do(root, "env", "echo again").mount(asEnv)); !strings.Contains(got+"\n", "TOKEN=\n") {
+	if got := b.run(do(root, "env", "echo again").mount(asEnv)); strings.Contains(got, "TOKEN") {
 		t.Errorf("missing secret as a variable: %q", got)
 	}
 	if _, err := b.try(t.Context(), do(root, "cat /run/secrets/s").mount(secret).vertex()); err == nil {

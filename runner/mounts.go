@@ -269,7 +269,7 @@ func (x *execution) fill(ctx context.Context, dir string, layers []solver.Layer,
 	if err != nil {
 		return err
 	}
-	t, err := pick(op.Select{Sources: []string{"/" + at}, Whole: true}, &stackPlace{idx})
+	t, err := pick(op.Select{Sources: []string{"/" + at}, Whole: true}, &stackPlace{index: idx})
 	if err != nil {
 		return err
 	}
@@ -293,7 +293,7 @@ func (x *execution) secret(m op.Mount) error {
 		if m.Required {
 			return fmt.Errorf("secret %s: not found: give it with --secret id=%s,src=FILE", m.ID, m.ID)
 		}
-		m.Target = "" // no file, and a variable that is empty
+		return nil // neither a file nor a variable: ${NAME-default} works
 	}
 	if m.Env != "" {
 		x.spec.Env = append(slices.DeleteFunc(x.spec.Env, func(kv string) bool { return strings.HasPrefix(kv, m.Env+"=") }), m.Env+"="+string(value))

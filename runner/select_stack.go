@@ -21,7 +21,7 @@ func (r *Runner) selectStack(in solver.Output, o op.Select) (*selection, error) 
 	if err != nil {
 		return nil, err
 	}
-	t, err := pick(o, &stackPlace{idx})
+	t, err := pick(o, &stackPlace{index: idx, name: o.From})
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +29,10 @@ func (r *Runner) selectStack(in solver.Output, o op.Select) (*selection, error) 
 }
 
 // stackPlace finds files in the listing of a stack, without touching a disk.
-type stackPlace struct{ index *tree.Index }
+type stackPlace struct {
+	index *tree.Index
+	name  string // for messages, may be empty
+}
 
 func (p *stackPlace) glob(pattern string) ([]string, error) {
 	return globber(pattern, func(dir string) ([]string, error) {
@@ -44,7 +47,11 @@ func (p *stackPlace) glob(pattern string) ([]string, error) {
 func (p *stackPlace) find(name string, follow bool) (string, tree.Entry, error) {
 	resolved, e, _, err := p.index.Resolve(name, follow)
 	if err != nil {
-		return "", e, notFound(name, err, func(dir string) []string { return p.index.ReadDir(dir) }, "")
+		where := ""
+		if p.name != "" {
+			where = " in " + p.name
+		}
+		return "", e, notFound(name, err, func(dir string) []string { return p.index.ReadDir(dir) }, where)
 	}
 	return resolved, e, nil
 }

@@ -87,6 +87,7 @@ type Options struct {
 type build struct {
 	Options
 	file     string
+	spent    int  // bytes of variables' values
 	crossing bool // the target platform is not simply this machine's
 	warnings []frontend.Warning
 	lint     *linter.Linter

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -375,15 +376,44 @@ func TestSnippet(t *testing.T) {
 	}
 }
 
+func goldenFiles(t testing.TB) []*txtar.Archive {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("golden files: %v, %v", files, err)
+	}
+	var all []*txtar.Archive
+	for _, file := range files {
+		a, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
 // FuzzBuild: any text gives vertices or an error, and no panic.
 func FuzzBuild(f *testing.F) {
 	f.Add("FROM base\nRUN --mount=type=cache,target=/x <<EOF\na\nEOF\n")
 	f.Add("# syntax=docker/dockerfile:1\nARG A=1\nFROM base AS a\nCOPY --from=a <<A <<B /x/\nA\nB\n")
 	f.Add("FROM onb\nONBUILD RUN x\nHEALTHCHECK --interval=1s CMD x\nADD --chmod=755 a b\n")
+	f.Add("ARG A=x\nFROM ${A:-base} AS b\nENV B=${A//x/$A} C=\"${B##*/}\"\nEXPOSE 1-9/udp $A\nRUN --mount=type=secret,id=a,env=B x\n")
+	f.Add("# check=skip=all;error=true\n# escape=`\nFROM base\nCOPY --exclude=*.o --parents --link a `\n b/ /c/\nUSER a:b\nVOLUME [\"/x\"]\n")
+	for _, file := range goldenFiles(f) {
+		f.Add(string(file.Files[0].Data))
+	}
 	f.Fuzz(func(t *testing.T, text string) {
-		r, err := Build(t.Context(), Options{Dockerfile: []byte(text), Resolver: shelf, Platform: amd64, BuildPlatform: amd64})
+		o := Options{Dockerfile: []byte(text), Resolver: shelf, Platform: amd64, BuildPlatform: amd64}
+		start := time.Now()
+		r, err := Build(t.Context(), o)
 		if err == nil && r.Target == nil {
 			t.Error("neither a target nor an error")
+		}
+		if _, err := OutlineOf(t.Context(), o); err != nil {
+			_, _ = Targets(o)
+		}
+		if d := time.Since(start); d > 20*time.Second {
+			t.Errorf("took %s", d)
 		}
 	})
 }

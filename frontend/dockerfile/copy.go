@@ -129,6 +129,7 @@ func (b *build) selections(s *stage, c *command, t transfer, at solver.Location)
 			b.checkIgnored(c, t.verb(), group)
 		}
 		if stack := b.stack(src, c.Location()); stack != nil {
+			sel.From = src.String()
 			add(&solver.Vertex{Op: sel, Inputs: []*solver.Vertex{stack}, Step: hidden(at)}, stack, t.unpack)
 		} else {
 			v := b.selectLocal(src.context, sel, at)

@@ -95,7 +95,7 @@ func (b *build) checkDefaultBases(cmds []instructions.ArgCommand) {
 			if a.Value == nil {
 				continue
 			}
-			value, _, err := b.lex.ProcessWord(*a.Value, defaults)
+			value, _, err := b.process(b.lex, *a.Value, defaults)
 			if err != nil {
 				return // setGlobals says so
 			}
@@ -106,7 +106,7 @@ func (b *build) checkDefaultBases(cmds []instructions.ArgCommand) {
 		if !special(s.BaseName) {
 			continue // defaults do not change a constant
 		}
-		name, _, err := b.lex.ProcessWord(s.BaseName, defaults)
+		name, _, err := b.process(b.lex, s.BaseName, defaults)
 		if err != nil {
 			return
 		}

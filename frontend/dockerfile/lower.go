@@ -184,7 +184,7 @@ func (b *build) shown(lex *shell.Lex, text string, vars shell.EnvGetter) string 
 	if !special(text) {
 		return text
 	}
-	if t, _, err := lex.ProcessWord(text, vars); err == nil {
+	if t, _, err := b.process(lex, text, vars); err == nil {
 		return t
 	}
 	return text

@@ -157,7 +157,7 @@ func (r *mounter) from(om op.Mount, src source, dir string) {
 		dir = "/"
 	}
 	if stack := r.b.stack(src, r.c.Location()); stack != nil {
-		r.bind(om, stack, dir)
+		r.bind(om, stack, dir, src.String())
 		return
 	}
 	sel := r.b.selectLocal(src.context, op.Select{Sources: []string{dir}, Whole: true}, r.vertex.Step.Location)
@@ -165,9 +165,9 @@ func (r *mounter) from(om op.Mount, src source, dir string) {
 }
 
 // bind adds a mount of a path in a stack.
-func (r *mounter) bind(om op.Mount, stack *solver.Vertex, dir string) {
+func (r *mounter) bind(om op.Mount, stack *solver.Vertex, dir, name string) {
 	r.attach(om, &solver.Vertex{
-		Op: op.Select{Sources: []string{dir}, Whole: true}, Inputs: []*solver.Vertex{stack},
+		Op: op.Select{From: name, Sources: []string{dir}, Whole: true}, Inputs: []*solver.Vertex{stack},
 		Step: hidden(r.vertex.Step.Location),
 	}, stack)
 }

@@ -107,7 +107,9 @@ func (b *build) globalArgs() map[string]globalArg {
 
 // matched are the global arguments that a word names.
 func (b *build) matched(word string) map[string]struct{} {
-	r, err := b.lex.ProcessWordWithMatches(word, b.globals)
+	m := b.meter(word, b.globals)
+	r, err := b.lex.ProcessWordWithMatches(word, m)
+	err = m.check(err)
 	if err != nil {
 		return nil // said before
 	}

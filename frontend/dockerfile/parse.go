@@ -29,6 +29,9 @@ func (b *build) parse() ([]instructions.ArgCommand, error) {
 	}
 	parsed, err := parseLong(b.Dockerfile)
 	if err != nil {
+		if _, _, loc, ok := parser.ParseDirective("escape", b.Dockerfile); ok && strings.Contains(err.Error(), "escape token") {
+			return nil, b.at(loc, err) // the parser tells no place
+		}
 		return nil, b.located(err)
 	}
 	b.lex = shell.NewLex(parsed.EscapeToken)

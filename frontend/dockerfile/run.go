@@ -26,6 +26,11 @@ func (b *build) run(s *stage, c *command, in *instructions.RunCommand) error {
 	}
 	env := s.vars.list()
 	slices.Sort(env)
+	for _, kv := range env { // which this step keeps, as does its history
+		if err := b.spend(len(kv)); err != nil {
+			return err
+		}
+	}
 	exec := op.Exec{
 		Args: args, Env: env, User: s.image.Config.User,
 		Cwd:        path.Join("/", s.image.Config.WorkingDir),
@@ -41,7 +46,7 @@ func (b *build) run(s *stage, c *command, in *instructions.RunCommand) error {
 	v := &solver.Vertex{Inputs: []*solver.Vertex{s.root}, Below: s.root, Fresh: b.fresh(s), Step: step}
 	m := mounter{b: b, s: s, c: c, vertex: v, exec: &exec}
 	if script != nil {
-		m.bind(op.Mount{Type: op.Bind, Target: scriptDir, ReadOnly: true}, script, "/")
+		m.bind(op.Mount{Type: op.Bind, Target: scriptDir, ReadOnly: true}, script, "/", "")
 	}
 	for i, mount := range instructions.GetMounts(in) {
 		if err := m.add(mount, c.sources[i]); err != nil {

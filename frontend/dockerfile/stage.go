@@ -61,6 +61,21 @@ type source struct {
 	context string // key of Options.Contexts, of a directory or an archive
 }
 
+// String names a source in messages.
+func (s source) String() string {
+	switch {
+	case s.stage != nil:
+		return "stage " + s.stage.String()
+	case s.image != nil:
+		return "image " + s.image.ref
+	case s.context == MainContext:
+		return "the build context"
+	case s.context != "":
+		return "the build context " + s.context
+	}
+	return "scratch"
+}
+
 // String names a stage in messages.
 func (s *stage) String() string {
 	if s.name != "" {
@@ -116,7 +131,9 @@ func (b *build) fromWord(s *stage, lint *linter.Linter, word string) (result str
 	if !special(word) {
 		return word, nil, nil, nil
 	}
-	r, err := b.lex.ProcessWordWithMatches(word, b.globals)
+	m := b.meter(word, b.globals)
+	r, err := b.lex.ProcessWordWithMatches(word, m)
+	err = m.check(err)
 	for _, n := range sortedKeys(r.Unmatched) {
 		if !b.unset[n] {
 			lint.Run(&linter.RuleUndefinedArgInFrom, s.Location, linter.RuleUndefinedArgInFrom.Format(n, near(n, b.globals.Keys())))

@@ -16,17 +16,25 @@ import (
 // Values that the image config or a flag takes as text, and what is checked
 // of them: ports, signals, modes.
 
+// sizeOfPort is about what a port takes, in the history, the config and on
+// the way there.
+const sizeOfPort = 256
+
 func (b *build) expose(s *stage, c *command, in *instructions.ExposeCommand) error {
 	var ports []string
 	for _, text := range in.Ports {
-		words, err := b.lex.ProcessWords(text, s.vars) // one variable may hold several
-		if err != nil {
+		m := b.meter(text, s.vars)
+		words, err := b.lex.ProcessWords(text, m) // one variable may hold several
+		if err = m.check(err); err != nil {
 			return err
 		}
 		for _, w := range words {
 			p, err := exposed(c, w)
 			if err != nil {
 				return fmt.Errorf("invalid port: %q: %w", w, err)
+			}
+			if err := b.spend(len(p) * sizeOfPort); err != nil {
+				return err
 			}
 			ports = append(ports, p...)
 		}

@@ -110,7 +110,7 @@ func (b *build) setGlobals(cmds []instructions.ArgCommand, target *stage) error 
 					continue
 				}
 				var err error
-				if value, _, err = b.lex.ProcessWord(*a.Value, b.globals); err != nil {
+				if value, _, err = b.process(b.lex, *a.Value, b.globals); err != nil {
 					return b.at(cmds[i].Location(), err)
 				}
 			}
@@ -138,10 +138,7 @@ func (b *build) expand(s *stage, c *command) error {
 	var unmatched map[string]struct{}
 	word := func(lex *shell.Lex) instructions.SingleWordExpander {
 		return func(w string) (string, error) {
-			if !special(w) {
-				return w, nil
-			}
-			result, missing, err := lex.ProcessWord(w, s.vars)
+			result, missing, err := b.process(lex, w, s.vars)
 			for n := range missing {
 				setKey(&unmatched, n, struct{}{})
 			}
@@ -181,7 +178,7 @@ func (b *build) arg(s *stage, c *command, in *instructions.ArgCommand) error {
 		b.checkSecret(c, "ARG", a.Key)
 		value, set := b.BuildArgs[a.Key]
 		if !set && a.Value != nil {
-			result, missing, err := b.lex.ProcessWord(*a.Value, s.vars)
+			result, missing, err := b.process(b.lex, *a.Value, s.vars)
 			b.undefined(s, c, missing)
 			if err != nil {
 				return err

@@ -73,6 +73,10 @@ type Select struct {
 	// else that of a --build-context. Empty where there is an input.
 	Context string
 
+	// From is what messages call the input: "stage build", "image debian".
+	// It does not change what is chosen and is in no description.
+	From string
+
 	// Ignore holds the patterns of the .dockerignore in force, in order; for
 	// local contexts only.
 	Ignore []string
