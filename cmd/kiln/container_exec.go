@@ -1,13 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 	"kiln.build/runner/container"
-	"kiln.build/runner/sandbox"
 )
 
 // execFlags are the flags of exec, as typed.
@@ -42,7 +42,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, args []string) error {
 	if err != nil {
 		return err
 	}
-	_, st, err := k.May(container.Exec)
+	_, _, err = k.May(container.Exec)
 	if err != nil {
 		return err
 	}
@@ -55,61 +55,48 @@ func (a *app) exec(ctx context.Context, f *execFlags, args []string) error {
 	if err != nil {
 		return cliFailed(err)
 	}
-	root, closeRoot, err := k.Root(ctx, nil, false)
-	if err != nil {
-		return cliFailed(err)
-	}
-	defer closeRoot()
 	o := container.CommandOptions{
-		Args: args[1:], Env: env, Cwd: f.workdir, User: f.user, Privileged: f.privileged,
+		Args: args[1:], Env: env, Cwd: cmp.Or(f.workdir, k.Cwd), User: cmp.Or(f.user, k.User), Privileged: f.privileged,
 		Terminal: f.tty, Size: a.terminalSize(),
 	}
-	if o.User == "" {
-		o.User = k.User
+	if f.detach {
+		return execFailed(k.ExecDetached(ctx, o))
 	}
-	if o.Cwd == "" {
-		o.Cwd = k.Cwd
+	s := &streams{app: a, interactive: f.interactive, tty: f.tty}
+	if err := s.connect(); err != nil {
+		return cliFailed(err)
 	}
-	cmd, err := k.Command(root, o)
+	x, err := k.Exec(ctx, o, s.ends)
 	if err != nil {
-		return &exitError{126, err}
+		s.started(nil)
+		s.wait()
+		return execFailed(err)
 	}
-	if !f.detach {
-		return a.execIn(ctx, st.PID, cmd, f.interactive, f.tty)
+	s.started(x.Terminal)
+	stop := context.AfterFunc(ctx, x.Leave)
+	defer stop()
+	code, err := x.Wait()
+	if ctx.Err() != nil {
+		return &exitError{130, nil} // left by Ctrl-C; it goes on, as with docker
 	}
-	err = k.ExecDetached(ctx, cmd)
+	s.wait()
+	switch {
+	case err != nil:
+		return cliFailed(err)
+	case code != 0:
+		return &exitError{code, nil}
+	}
+	return nil
+}
+
+// execFailed gives the error of a command that could not be started docker's
+// exit status.
+func execFailed(err error) error {
 	var failed *container.RequestError
 	if errors.As(err, &failed) && failed.Code != 0 {
 		return &exitError{failed.Code, err}
 	}
 	return err
-}
-
-// execIn runs a command in a sandbox with this process's streams.
-func (a *app) execIn(ctx context.Context, pid int, cmd sandbox.Command, interactive, tty bool) error {
-	s := &streams{app: a, interactive: interactive, tty: tty}
-	if err := s.connect(&cmd); err != nil {
-		return cliFailed(err)
-	}
-	p, err := sandbox.Exec(ctx, pid, cmd)
-	s.started(p)
-	if err != nil {
-		s.wait()
-		var failed *sandbox.CommandError
-		if errors.As(err, &failed) {
-			return &exitError{failed.Code, err}
-		}
-		return cliFailed(err)
-	}
-	status, err := p.Wait()
-	s.wait()
-	switch {
-	case err != nil:
-		return cliFailed(err)
-	case status.Code != 0:
-		return &exitError{status.Code, nil}
-	}
-	return nil
 }
 
 func (a *app) portCommand() *cobra.Command {

@@ -409,3 +409,103 @@ func TestForegroundOutlivesCommand(t *testing.T) {
 		t.Errorf("its log is %q", log)
 	}
 }
+
+// TestContainersWithoutRoot goes through a container's life as another user.
+func TestContainersWithoutRoot(t *testing.T) {
+	if os.Geteuid() != 0 || !userNamespace() {
+		t.Skip("needs root to become another user, and user namespaces")
+	}
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil {
+		t.Skip("needs setpriv")
+	}
+	built, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	for _, dir := range []string{filepath.Dir(built.kiln), home} {
+		for ; dir != "/"; dir = filepath.Dir(dir) {
+			if fi, err := os.Stat(dir); err == nil && fi.Mode()&0o005 != 0o005 {
+				_ = os.Chmod(dir, fi.Mode()|0o005)
+			}
+		}
+	}
+	if err := os.Chown(home, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, kiln: built.kiln, root: filepath.Join(home, "store")}
+	w.prefix = []string{setpriv, "--reuid", "65534", "--regid", "65534", "--clear-groups", "env", "HOME=" + home}
+	w.must("import", built.toolbox, "toolbox")
+	t.Cleanup(func() { _ = w.command(context.Background(), "rm", "-f", "web").Run() })
+	w.must("run", "-d", "--name", "web", "--health-cmd", "true", "--health-interval", "50ms", "toolbox", "sleep", "1000")
+	waitFor(t, "a health check", func() bool {
+		out, _ := w.must("ps", "-q", "--filter", "health=healthy")
+		return out != ""
+	})
+	for _, step := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"exec", "web", "sh", "-c", "echo inside; exit 4"}, 4, "inside\n"},
+		{[]string{"exec", "web", "no-such-command"}, 127, ""},
+		{[]string{"cp", built.toolbox, "web:/copy"}, 0, ""},
+		{[]string{"exec", "web", "sh", "-c", "test -s /copy && echo there"}, 0, "there\n"},
+		{[]string{"diff", "web"}, 0, "A /copy\n"},
+		{[]string{"top", "web"}, 0, "sleep 1000"},
+		{[]string{"stats", "--no-stream", "--format", "{{.Name}}", "web"}, 0, "web\n"},
+		{[]string{"update", "--restart", "always", "web"}, 0, "web\n"},
+		{[]string{"ps", "--filter", "health=healthy", "--format", "{{.Names}}"}, 0, "web\n"},
+		{[]string{"restart", "-t", "0", "web"}, 0, "web\n"},
+		{[]string{"rm", "-f", "web"}, 0, "web\n"},
+		{[]string{"ps", "-aq"}, 0, ""},
+	} {
+		out, stderr, code := w.run(step.args...)
+		if code != step.code || !strings.Contains(out, step.want) || step.want == "" && out != "" {
+			t.Errorf("kiln %q: status %d, %q, %q; want %d, %q", step.args, code, out, stderr, step.code, step.want)
+		}
+	}
+	for _, pid := range processes("KILN_ROOT=" + w.root) {
+		waitFor(t, "the monitor to end", func() bool { return unix.Kill(pid, 0) != nil })
+	}
+	if left := processes("KILN_ROOT=" + w.root); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+}
+
+// TestRunWritesNoImage runs a big image, and looks at every file of images and
+// layers before and after.
+func TestRunWritesNoImage(t *testing.T) {
+	w := newWorld(t)
+	w.must("build", "-t", "big", w.context("FROM toolbox\nRUN truncate -s 300M /big; mkdir /many; cd /many; touch $(seq 1 2000)\n"))
+	files := func() string {
+		var b strings.Builder
+		for _, dir := range []string{"images", "layers"} {
+			err := filepath.WalkDir(filepath.Join(w.root, dir), func(path string, d os.DirEntry, err error) error {
+				if err != nil {
+					return err
+				}
+				var st unix.Stat_t
+				if err := unix.Lstat(path, &st); err != nil {
+					return err
+				}
+				fmt.Fprintln(&b, path, st.Ino, st.Size, st.Blocks, st.Mtim, st.Ctim)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return b.String()
+	}
+	w.must("run", "--rm", "--network", "none", "big", "true")
+	before := files()
+	w.must("run", "--name", "kept", "--network", "none", "big", "sh", "-c", "ls /many > /list")
+	if files() != before {
+		t.Error("running the image changed files of images or layers")
+	}
+	if out, _ := w.must("inspect", "--size", "--format", "{{.SizeRw}}", "kept"); len(out) > 6 {
+		t.Errorf("the container takes %s bytes", out)
+	}
+}

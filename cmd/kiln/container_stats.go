@@ -47,9 +47,10 @@ func (a *app) stats(ctx context.Context, f *statsFlags, names []string) error {
 		}
 		rows := []statsRow{}
 		for _, k := range list {
-			now, err := k.Usage()
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // removed since
+			now, err := k.Usage(ctx)
+			var ended *container.StateError
+			if errors.Is(err, fs.ErrNotExist) || errors.As(err, &ended) {
+				continue // since it was listed
 			}
 			if err != nil {
 				return err

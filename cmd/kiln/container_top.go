@@ -29,11 +29,7 @@ as these say.`,
 			if err != nil {
 				return err
 			}
-			_, st, err := k.May(container.Top)
-			if err != nil {
-				return err
-			}
-			all, err := container.Processes(st.PID)
+			all, err := k.Processes(c.Context())
 			if err != nil {
 				return err
 			}

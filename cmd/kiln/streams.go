@@ -9,7 +9,6 @@ import (
 
 	"github.com/moby/term"
 	"golang.org/x/sys/unix"
-	"kiln.build/runner/sandbox"
 )
 
 // streams connects this process's streams to those of a command in a sandbox.
@@ -17,14 +16,14 @@ type streams struct {
 	app              *app
 	interactive, tty bool
 
-	ends    []*os.File // given to the command, closed here once it runs
+	ends    [3]*os.File // given to the command, closed here once it runs
 	copies  sync.WaitGroup
 	restore func()
 }
 
-// connect sets the command's streams: pipes, unless it has a terminal. The ends
+// connect makes the command's streams: pipes, unless it has a terminal. The ends
 // of this machine's own terminal are never handed into a sandbox.
-func (s *streams) connect(c *sandbox.Command) error {
+func (s *streams) connect() error {
 	if s.tty {
 		if in, ok := s.app.stdin.(*os.File); ok && s.interactive {
 			if !term.IsTerminal(in.Fd()) {
@@ -38,25 +37,20 @@ func (s *streams) connect(c *sandbox.Command) error {
 		}
 		return nil
 	}
-	for _, o := range []struct {
-		end **os.File
-		to  io.Writer
-	}{{&c.Stdout, s.app.stdout}, {&c.Stderr, s.app.stderr}} {
+	for i, to := range map[int]io.Writer{1: s.app.stdout, 2: s.app.stderr} {
 		rd, wr, err := os.Pipe()
 		if err != nil {
 			return err
 		}
-		*o.end = wr
-		s.ends = append(s.ends, wr)
-		s.copies.Go(func() { _, _ = io.Copy(o.to, rd) })
+		s.ends[i] = wr
+		s.copies.Go(func() { _, _ = io.Copy(to, rd) })
 	}
 	if s.interactive {
 		rd, wr, err := os.Pipe()
 		if err != nil {
 			return err
 		}
-		c.Stdin = rd
-		s.ends = append(s.ends, rd)
+		s.ends[0] = rd
 		go func() { // ends with the input, or with this process
 			_, _ = io.Copy(wr, s.app.stdin)
 			_ = wr.Close()
@@ -65,19 +59,21 @@ func (s *streams) connect(c *sandbox.Command) error {
 	return nil
 }
 
-// started is called once the command runs, or with nil if it does not.
-func (s *streams) started(p *sandbox.Process) {
+// started is called once the command runs, with its terminal if it has one, or
+// if it does not run.
+func (s *streams) started(t *os.File) {
 	for _, f := range s.ends {
-		_ = f.Close()
+		if f != nil {
+			_ = f.Close()
+		}
 	}
-	if p == nil || p.Terminal() == nil {
+	if t == nil {
 		return
 	}
-	t := p.Terminal()
 	resize := func() {
 		if out, ok := s.app.stdout.(*os.File); ok {
 			if ws, err := term.GetWinsize(out.Fd()); err == nil {
-				_ = p.Resize(sandbox.Size{Rows: ws.Height, Cols: ws.Width})
+				_ = term.SetWinsize(t.Fd(), ws)
 			}
 		}
 	}

@@ -207,7 +207,7 @@ func (c *Container) Attach(ctx context.Context, stdin bool) (*Attachment, error)
 	if _, _, err := c.May(Attach); err != nil {
 		return nil, err
 	}
-	k, err := c.dial(ctx, request{Do: doAttach, Stdin: stdin}, nil)
+	k, _, err := c.dial(ctx, request{Do: doAttach, Stdin: stdin}, nil)
 	if errors.Is(err, errEnded) {
 		if _, _, refused := c.May(Attach); refused != nil {
 			err = refused
@@ -222,15 +222,6 @@ func (c *Container) Attach(ctx context.Context, stdin bool) (*Attachment, error)
 // Resize changes the size of the container's terminal.
 func (c *Container) Resize(ctx context.Context, s sandbox.Size) error {
 	return c.ask(ctx, request{Do: doResize, Size: s}, nil)
-}
-
-// ExecDetached runs another command in the container, which its monitor
-// looks after. It has no streams.
-func (c *Container) ExecDetached(ctx context.Context, cmd sandbox.Command) error {
-	if _, _, err := c.May(Exec); err != nil {
-		return err
-	}
-	return c.ask(ctx, request{Do: doExec, Command: &cmd}, nil)
 }
 
 // Copy takes frames apart until the end of the stream.

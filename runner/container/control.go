@@ -3,7 +3,6 @@ package container
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -30,16 +29,18 @@ const (
 	doHold    = "hold"    // start the container no more
 	doPause   = "pause"   // freeze it
 	doUnpause = "unpause" // thaw it
-	doExec    = "exec"    // a command that nobody watches
+	doExec    = "exec"    // another command
+	doRoot    = "root"    // the root directory, which comes with the answer
+	doTop     = "top"     // list the processes
 	doChange  = "change"  // name, limits or policy
 )
 
 type request struct {
-	Do      string           `json:"do"`
-	Stdin   bool             `json:"stdin,omitempty"`
-	Size    sandbox.Size     `json:"size,omitzero"`
-	Command *sandbox.Command `json:"command,omitempty"`
-	Changes *changes         `json:"changes,omitempty"`
+	Do      string       `json:"do"`
+	Stdin   bool         `json:"stdin,omitempty"`
+	Size    sandbox.Size `json:"size,omitzero"`
+	Exec    *execRequest `json:"exec,omitempty"`
+	Changes *changes     `json:"changes,omitempty"`
 }
 
 // changes are what can change about a container while it runs.
@@ -51,7 +52,9 @@ type changes struct {
 
 type answer struct {
 	Error string `json:"error,omitempty"`
-	Code  int    `json:"code,omitempty"` // of wait, or of a failed exec
+	Code  int    `json:"code,omitempty"` // of wait, or of exec
+
+	Processes []Process `json:"processes,omitempty"`
 }
 
 // errEnded says that there is no monitor any more.
@@ -89,28 +92,34 @@ func (e *RequestError) Error() string { return e.Message }
 
 // ask sends a request and reads the answer.
 func (c *Container) ask(ctx context.Context, q request, a *answer) error {
-	k, err := c.dial(ctx, q, a)
+	k, files, err := c.dial(ctx, q, a)
 	if err != nil {
 		return err
 	}
+	closeAll(files)
 	return k.Close()
 }
 
 // dial is ask for a connection that goes on. The end of ctx ends waiting for
 // the answer, not what comes after it. The error is errEnded where there is
-// no monitor to answer, or not yet.
-func (c *Container) dial(ctx context.Context, q request, a *answer) (*conn, error) {
+// no monitor to answer, or not yet. Files go along with the request, and may
+// come with the answer.
+func (c *Container) dial(ctx context.Context, q request, a *answer, files ...*os.File) (*conn, []*os.File, error) {
 	if a == nil {
 		a = new(answer)
 	}
 	u, err := c.connect()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = u.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	k := &conn{u, bufio.NewReader(u)}
-	if err = exchange(k, q, a); err != nil {
+	var k *conn
+	var got []*os.File
+	if err = send(u, q, files...); err == nil {
+		k, got, err = receive(u, a)
+	}
+	if err != nil {
 		err = errEnded
 	} else if a.Error != "" {
 		err = &RequestError{a.Error, a.Code}
@@ -119,10 +128,11 @@ func (c *Container) dial(ctx context.Context, q request, a *answer) (*conn, erro
 		err = context.Cause(ctx)
 	}
 	if err != nil {
+		closeAll(got)
 		_ = u.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return k, nil
+	return k, got, nil
 }
 
 func (c *Container) connect() (*net.UnixConn, error) {
@@ -144,17 +154,6 @@ func (c *Container) connect() (*net.UnixConn, error) {
 		return nil, errEnded
 	}
 	return u, nil
-}
-
-func exchange(k *conn, q request, a *answer) error {
-	if err := json.NewEncoder(k).Encode(q); err != nil {
-		return err
-	}
-	line, err := k.r.ReadBytes('\n')
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(line, a)
 }
 
 // listen makes the socket. The caller holds the container's lock.
@@ -192,16 +191,16 @@ func (w *watch) serve(ctx context.Context, u *net.UnixConn) {
 		return
 	}
 	defer w.untrack(u)
-	k := &conn{u, bufio.NewReader(u)}
-	line, err := k.r.ReadBytes('\n')
+	var q request
+	k, files, err := receive(u, &q)
 	if err != nil {
 		return
 	}
-	var q request
-	if err := json.Unmarshal(line, &q); err != nil {
-		reply(k, fmt.Errorf("request: %w", err))
+	if q.Do == doExec {
+		w.serveExec(ctx, k, q.Exec, files)
 		return
 	}
+	closeAll(files)
 	switch q.Do {
 	case doAttach:
 		w.serveAttach(k, q)
@@ -218,8 +217,10 @@ func (w *watch) serve(ctx context.Context, u *net.UnixConn) {
 		reply(k, w.resize(q.Size))
 	case doChange:
 		reply(k, w.change(q.Changes))
-	case doExec:
-		reply(k, w.exec(ctx, q.Command))
+	case doRoot:
+		w.serveRoot(k)
+	case doTop:
+		w.serveTop(k)
 	default:
 		reply(k, fmt.Errorf("request %q is not known", q.Do))
 	}
@@ -235,7 +236,7 @@ func reply(k *conn, err error) {
 			a.Code = cmd.Code
 		}
 	}
-	_ = json.NewEncoder(k).Encode(a)
+	_ = send(k.UnixConn, a)
 }
 
 // serveWait answers at the container's end, unless the other side leaves.
@@ -247,9 +248,45 @@ func (w *watch) serveWait(k *conn) {
 	}()
 	select {
 	case <-w.over:
-		_ = json.NewEncoder(k).Encode(answer{Code: w.code})
+		_ = send(k.UnixConn, answer{Code: w.code})
 	case <-left:
 	}
+}
+
+// serveRoot hands the root of the container's command out: another process
+// of a user without rights may not open it itself.
+func (w *watch) serveRoot(k *conn) {
+	w.mu.Lock()
+	st := w.st
+	_, err := w.c.may(Top, st.Status)
+	w.mu.Unlock()
+	var root *os.File
+	if err == nil {
+		root, err = w.c.liveRoot(st)
+	}
+	if err != nil {
+		reply(k, err)
+		return
+	}
+	defer root.Close()
+	_ = send(k.UnixConn, answer{}, root)
+}
+
+// serveTop lists the processes, for the same reason.
+func (w *watch) serveTop(k *conn) {
+	w.mu.Lock()
+	pid := w.st.PID
+	_, err := w.c.may(Top, w.st.Status)
+	w.mu.Unlock()
+	var a answer
+	if err == nil {
+		a.Processes, err = processes(pid)
+	}
+	if err != nil {
+		reply(k, err)
+		return
+	}
+	_ = send(k.UnixConn, a)
 }
 
 // track remembers a connection for the end, and refuses it after.

@@ -307,30 +307,3 @@ func (w *watch) resize(s sandbox.Size) error {
 	}
 	return w.proc.Resize(s)
 }
-
-// exec runs a command that ends with the container, at the latest, since its
-// PID namespace ends with the container's first process.
-func (w *watch) exec(ctx context.Context, cmd *sandbox.Command) error {
-	w.mu.Lock()
-	_, err := w.c.may(Exec, w.st.Status)
-	pid := w.st.PID
-	w.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if cmd == nil {
-		return errors.New("exec: no command")
-	}
-	p, err := sandbox.Exec(ctx, pid, *cmd)
-	if err != nil {
-		return err
-	}
-	if t := p.Terminal(); t != nil {
-		w.wg.Go(func() {
-			_, _ = io.Copy(io.Discard, t)
-			_ = t.Close()
-		})
-	}
-	w.wg.Go(func() { _, _ = p.Wait() }) // nobody asks how it ended
-	return nil
-}

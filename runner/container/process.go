@@ -2,6 +2,7 @@ package container
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,7 @@ type Process struct {
 	TTY              int // number of its pseudo terminal, negative if none
 	Started          time.Time
 	CPU              time.Duration
+	Memory           int64    // bytes in use
 	Args             []string // in brackets if it has none any more
 }
 
@@ -33,9 +35,24 @@ func (p Process) Percent() int {
 	return int(100 * p.CPU / life)
 }
 
-// Processes lists the processes in the PID namespace of a container's
-// command, in the order in which they were started.
-func Processes(pid int) ([]Process, error) {
+// Processes lists the processes of the container, which runs, in the order in
+// which they were started.
+func (c *Container) Processes(ctx context.Context) ([]Process, error) {
+	if _, _, err := c.May(Top); err != nil {
+		return nil, err
+	}
+	var a answer
+	err := c.ask(ctx, request{Do: doTop}, &a)
+	if errors.Is(err, errEnded) {
+		if _, _, refused := c.May(Top); refused != nil {
+			err = refused
+		}
+	}
+	return a.Processes, err
+}
+
+// processes lists those in the PID namespace of a container's command.
+func processes(pid int) ([]Process, error) {
 	space, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
 	if err != nil {
 		return nil, fmt.Errorf("find the container's processes: %w", err)
@@ -104,6 +121,9 @@ func readProcess(pid int, boot time.Time) (Process, error) {
 	}
 	p.CPU = time.Duration(number(11)+number(12)) * tick
 	p.Started = boot.Add(time.Duration(number(19)) * tick)
+	if len(f) > 21 {
+		p.Memory = number(21) * int64(os.Getpagesize())
+	}
 	args, err := os.ReadFile(dir + "/cmdline")
 	if err != nil {
 		return p, err

@@ -71,10 +71,11 @@ func (c *Container) Root(ctx context.Context, store *cache.Store, write bool) (r
 			return nil, nil, err
 		}
 		if st.Status == Running || st.Status == Paused {
-			if f := c.liveRoot(st); f != nil {
-				return f, func() { _ = f.Close() }, nil
+			f, err := c.openLive(ctx)
+			if errors.Is(err, errEnded) {
+				continue
 			}
-			continue // it has ended since
+			return f, func() { _ = f.Close() }, err
 		}
 		if store == nil {
 			_, err := c.may(Exec, st.Status)
@@ -106,19 +107,28 @@ func (c *Container) Root(ctx context.Context, store *cache.Store, write bool) (r
 	return nil, nil, context.Cause(ctx)
 }
 
-// liveRoot is the root of the container's command, nil if that has ended
-// since the state was read.
-func (c *Container) liveRoot(st State) *os.File {
+// openLive has the monitor open the root of the container's command. The
+// error is errEnded if that has ended.
+func (c *Container) openLive(ctx context.Context) (*os.File, error) {
+	k, files, err := c.dial(ctx, request{Do: doRoot}, nil)
+	if err != nil {
+		return nil, err
+	}
+	_ = k.Close()
+	if len(files) != 1 {
+		closeAll(files)
+		return nil, errors.New("the monitor did not hand the root out")
+	}
+	return files[0], nil
+}
+
+// liveRoot is the root of the container's command.
+func (c *Container) liveRoot(st State) (*os.File, error) {
 	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", st.PID), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("open the root of container %s: %w", c.Name, err)
 	}
-	now, err := c.State()
-	if err != nil || now.PID != st.PID || !now.Started.Equal(st.Started) {
-		_ = f.Close()
-		return nil
-	}
-	return f
+	return f, nil
 }
 
 // makeDir makes a directory inside of a root, and those above it, where they

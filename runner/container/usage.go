@@ -3,6 +3,7 @@ package container
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -26,8 +27,9 @@ type Usage struct {
 	ReadBytes, WriteBytes int64 // of block devices
 }
 
-// Usage reads what the container uses now.
-func (c *Container) Usage() (Usage, error) {
+// Usage reads what the container uses now: from its control groups or, where
+// it has none, as far as its processes tell.
+func (c *Container) Usage(ctx context.Context) (Usage, error) {
 	st, err := c.State()
 	if err != nil {
 		return Usage{}, err
@@ -46,6 +48,15 @@ func (c *Container) Usage() (Usage, error) {
 	u := Usage{
 		Running: true, At: time.Now(), CPU: s.CPU, Memory: max(s.Memory-s.MemoryCache, 0), MemoryLimit: s.MemoryLimit,
 		Pids: s.Pids, ReadBytes: s.ReadBytes, WriteBytes: s.WriteBytes,
+	}
+	if g.V2 == "" && len(g.V1) == 0 {
+		all, err := c.Processes(ctx)
+		if err != nil {
+			return Usage{}, err
+		}
+		for _, p := range all {
+			u.CPU, u.Memory, u.Pids = u.CPU+p.CPU, u.Memory+p.Memory, u.Pids+1
+		}
 	}
 	if u.MemoryLimit == 0 {
 		var machine unix.Sysinfo_t
