@@ -228,11 +228,10 @@ func TestSysctlsGoToProcfs(t *testing.T) {
 	}
 }
 
-// What root in a sandbox may not do.
-func TestRefused(t *testing.T) {
-	needRoot(t)
+// refusedCommands is what root in a sandbox may not do.
+func refusedCommands() [][]string {
 	mem := "/sys/fs/cgroup"
-	for _, args := range [][]string{
+	return [][]string{
 		{"write", "/proc/sys/kernel/core_pattern", "|/bin/box"},
 		{"write", "/proc/sys/vm/drop_caches", "1"},
 		{"write", "/proc/sysrq-trigger", "h"},
@@ -256,7 +255,22 @@ func TestRefused(t *testing.T) {
 		{"reboot"},
 		{"ptrace", "0"},
 		{"open", "/proc/kcore/x"},
-	} {
+		// CVE-2022-0492: a program of the sandbox's, run by the kernel outside.
+		{"write", mem + "/memory/release_agent", "/bin/box"},
+		{"write", mem + "/memory/notify_on_release", "1"},
+		{"mountas", "cgroup", "/tmp", "rdma"},
+		{"mountas", "cgroup2", "/tmp", ""},
+		// Over what the host, or the mask, has put there.
+		{"mount", "/"}, {"mount", "/bin"}, {"mount", "/proc"}, {"mount", "/dev"},
+		{"mountas", "proc", "/tmp", ""}, {"mountas", "sysfs", "/tmp", ""}, {"mountas", "devtmpfs", "/tmp", ""},
+		{"bind", "/proc/1/root", "/tmp"},
+		{"umount", "/"}, {"umount", "/dev"},
+	}
+}
+
+func TestRefused(t *testing.T) {
+	needRoot(t)
+	for _, args := range refusedCommands() {
 		refused(t, spec(t, args...))
 	}
 }

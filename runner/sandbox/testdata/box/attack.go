@@ -15,6 +15,71 @@ import (
 // attack tries what a sandbox has to refuse, and returns the error.
 func attack(name string, args []string) error {
 	switch name {
+	case "mountas":
+		return unix.Mount("none", args[1], args[0], 0, args[2])
+	case "bind":
+		return unix.Mount(args[0], args[1], "", unix.MS_BIND, "")
+	case "call": // a system call by its number, all arguments 0
+		nr, _ := strconv.Atoi(args[0])
+		if _, _, e := unix.Syscall6(uintptr(nr), 0, 0, 0, 0, 0, 0); e != 0 {
+			return e
+		}
+	case "chroot": // out of a changed root, by a descriptor that was open before
+		if err := os.MkdirAll("/tmp/jail", 0o755); err != nil {
+			return err
+		}
+		top, err := unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		if err := unix.Chroot("/tmp/jail"); err != nil {
+			return err
+		}
+		if err := unix.Fchdir(top); err != nil {
+			return err
+		}
+		for range 20 {
+			if err := unix.Chdir(".."); err != nil {
+				return err
+			}
+		}
+		if err := unix.Chroot("."); err != nil {
+			return err
+		}
+		return unix.Exec("/bin/box", []string{"box", "ls", "/"}, nil)
+	case "killall":
+		return unix.Kill(-1, unix.SIGKILL)
+	case "hunt": // for every process there may be
+		for pid := 2; pid < 70000; pid++ { // process 1 is one's own, and would stop
+			if _, err := os.Stat("/proc/self/task/" + strconv.Itoa(pid)); err == nil {
+				continue // a thread of its own
+			}
+			_ = unix.Kill(pid, unix.SIGKILL)
+			if unix.PtraceAttach(pid) == nil {
+				fmt.Println("traced", pid)
+			}
+			if f, err := os.OpenFile("/proc/"+strconv.Itoa(pid)+"/mem", os.O_RDWR, 0); err == nil {
+				f.Close()
+				fmt.Println("opened the memory of", pid)
+			}
+		}
+	case "bombs": // as many processes as there can be, for ever
+		for {
+			if pid, err := syscall.ForkExec("/bin/box", []string{"box", "bombs"}, &syscall.ProcAttr{}); err != nil || pid == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	case "install": // itself, setuid and setgid
+		b, err := os.ReadFile("/bin/box")
+		if err == nil {
+			err = os.WriteFile(args[0], b, 0o755)
+		}
+		if err == nil {
+			err = os.Chmod(args[0], 0o755|os.ModeSetuid|os.ModeSetgid)
+		}
+		return err
+	case "exec":
+		return unix.Exec(args[0], append([]string{"box"}, args[1:]...), nil)
 	case "mount":
 		return unix.Mount("none", args[0], "tmpfs", 0, "")
 	case "remount":
