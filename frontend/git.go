@@ -25,7 +25,7 @@ func IsHTTP(s string) bool {
 func HTTPName(address string) string {
 	if u, err := url.Parse(address); err == nil {
 		if base := path.Base(u.Path); base != "." && base != "/" && base != ".." {
-			return base
+			return strings.ReplaceAll(base, "\x00", "_")
 		}
 	}
 	return "__unnamed__"
