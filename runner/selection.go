@@ -376,7 +376,7 @@ func (k *picker) add(p, under, name string, hidden bool) error {
 		return err
 	}
 	if !k.o.Parents {
-		k.touched = resolved == "" && k.o.Context != ""
+		k.touched = resolved == "" && (k.o.Context != "" || len(entries) < 2)
 	}
 	for _, e := range entries {
 		if e.Path == "" && under == "" {

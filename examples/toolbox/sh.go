@@ -86,7 +86,7 @@ func sh(args []string) error {
 		return exit(2)
 	}
 	s.last = tailCalls(file)
-	if command && len(file.Stmts) == 1 && !file.Stmts[0].Background && !file.Stmts[0].Negated {
+	if command && len(file.Stmts) == 1 && !file.Stmts[0].Background && !file.Stmts[0].Negated && !hereDocument(file.Stmts[0]) {
 		if c, ok := file.Stmts[0].Cmd.(*syntax.CallExpr); ok && len(c.Args) > 0 {
 			s.sole = c.Args[0].Pos()
 		}
@@ -383,7 +383,7 @@ func tailCalls(file *syntax.File) map[syntax.Pos]bool {
 	syntax.Walk(file, func(n syntax.Node) bool {
 		switch n := n.(type) {
 		case *syntax.Stmt:
-			return !n.Background && !n.Coprocess
+			return !n.Background && !n.Coprocess && !hereDocument(n)
 		case *syntax.BinaryCmd:
 			return n.Op != syntax.Pipe && n.Op != syntax.PipeAll
 		case *syntax.Subshell, *syntax.FuncDecl, *syntax.CmdSubst, *syntax.ProcSubst:
@@ -397,6 +397,14 @@ func tailCalls(file *syntax.File) map[syntax.Pos]bool {
 		return true
 	})
 	return found
+}
+
+// hereDocument reports whether a command reads text of the script, which a
+// goroutine of the shell writes to it.
+func hereDocument(s *syntax.Stmt) bool {
+	return slices.ContainsFunc(s.Redirs, func(r *syntax.Redirect) bool {
+		return r.Op == syntax.Hdoc || r.Op == syntax.DashHdoc || r.Op == syntax.WordHdoc
+	})
 }
 
 // interact reads commands from a terminal.

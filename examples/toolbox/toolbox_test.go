@@ -174,6 +174,7 @@ func TestShell(t *testing.T) {
 		{"pipe status", "false | true; echo $?; true | false; echo $?", "0\n1\n", 0},
 		{"pipefail", "set -o pipefail; false | true; echo $?", "1\n", 0},
 		{"here-document", "x=1; cat <<EOF\na $x\nEOF\ncat <<'EOF'\nb $x\nEOF\n", "a 1\nb $x\n", 0},
+		{"here-document alone", "cat <<EOF\na\nEOF\n", "a\n", 0},
 		{"loops", "for i in 1 2 3; do [ $i = 2 ] && continue; echo $i; done; n=0; while [ $n -lt 2 ]; do n=$((n+1)); done; echo $n", "1\n3\n2\n", 0},
 		{"case", `case abc in a*) echo yes;; *) echo no;; esac`, "yes\n", 0},
 		{"function", `f() { local x=$1; echo "<$x>"; return 3; }; f a; echo $?`, "<a>\n3\n", 0},

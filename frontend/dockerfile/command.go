@@ -164,14 +164,15 @@ func (b *build) workdir(s *stage, c *command, in *instructions.WorkdirCommand, n
 		}
 		dir = path.Join("/", s.image.Config.WorkingDir, dir)
 	}
-	dir = path.Clean(dir)
 	s.workdirSet = true
+	// An absolute path is kept as it was written.
 	s.image.Config.WorkingDir = dir
 	name = b.stepName(s, c, name)
 	b.history(s, "WORKDIR "+dir, dir != "/")
 	if dir == "/" {
 		return nil
 	}
+	dir = path.Clean(dir)
 	step := b.step(name, c.Location())
 	dest := &solver.Vertex{
 		Op:     op.Dest{Path: dir, Owner: s.image.Config.User, Mkdir: true},

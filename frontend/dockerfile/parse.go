@@ -97,12 +97,29 @@ func (b *build) located(err error) error {
 	if errors.As(err, &at) && len(at.Locations) > 0 {
 		loc = b.place(at.Locations[0])
 	}
+	if loc.Start == 0 && strings.Contains(err.Error(), "invalid escape token") {
+		loc.Start = escapeLine(b.Dockerfile)
+		loc.End = loc.Start
+	}
 	if strings.HasPrefix(err.Error(), fmt.Sprintf("dockerfile parse error on line %d: ", loc.Start)) {
 		if inner := errors.Unwrap(err); inner != nil {
 			err = inner
 		}
 	}
 	return frontend.At(loc, err)
+}
+
+// escapeLine is the line of the escape directive, whose errors have no place.
+func escapeLine(text []byte) int {
+	n := 0
+	for line := range bytes.Lines(text) {
+		n++
+		key, _, _ := bytes.Cut(bytes.TrimPrefix(bytes.TrimSpace(line), []byte("#")), []byte("="))
+		if bytes.EqualFold(bytes.TrimSpace(key), []byte("escape")) {
+			return n
+		}
+	}
+	return 0
 }
 
 // at gives an error the place of an instruction.

@@ -82,7 +82,7 @@ func (s *stage) runArgs(in *instructions.RunCommand, at solver.Location) (args [
 		case strings.HasPrefix(data, "#!"):
 			name := in.Files[0].Name
 			file := inline([]op.InlineFile{{Name: name, Data: []byte(data)}}, at)
-			return []string{path.Join(scriptDir, name)}, put(op.Copy{Chmod: "755"}, file), nil
+			return s.withShell([]string{path.Join(scriptDir, name)}), put(op.Copy{Chmod: "755"}, file), nil
 		default:
 			args = []string{data}
 		}

@@ -51,7 +51,13 @@ func sealed(name string, program []byte) (*os.File, error) {
 		return nil, err
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+	// On a busy machine the kernel may still hold pages that were just
+	// written. It waits some 150 ms for them before it says so.
+	for tries := 0; err == unix.EBUSY && tries < 40; tries++ {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("seal: %w", err)
 	}

@@ -16,13 +16,25 @@ var (
 	recordOwn = flag.Bool("record-kiln", false, "record Kiln's results in the cases that say differs")
 )
 
-var shared = sync.OnceValues(func() (*tools, error) {
-	dir, err := os.MkdirTemp("", "kiln-conformance-")
-	if err != nil {
-		return nil, err
+// shared are the tools of all runs of the test; TestMain removes them.
+var (
+	shared = sync.OnceValues(func() (*tools, error) {
+		var err error
+		if sharedDir, err = os.MkdirTemp("", "kiln-conformance-"); err != nil {
+			return nil, err
+		}
+		return prepare(context.Background(), sharedDir)
+	})
+	sharedDir string
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if sharedDir != "" {
+		os.RemoveAll(sharedDir)
 	}
-	return prepare(context.Background(), dir)
-})
+	os.Exit(code)
+}
 
 func TestConformance(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -36,7 +48,6 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(filepath.Dir(tools.kiln)) })
 	if *recordAll && tools.buildctl == "" {
 		t.Fatal("-record needs BUILDKIT_HOST and buildctl")
 	}
