@@ -76,7 +76,7 @@ fuzz: ## each fuzz test for FUZZTIME
 	done
 
 soak: kiln ## the tests that kill and crowd, ten times
-	@KILN_SOAK=1 $(GO) test ./cmd/kiln -run 'Killed|Concurrent' -count 10 -timeout 60m
+	@KILN_SOAK=1 $(GO) test ./cmd/kiln -run 'Killed|Concurrent' -count 10 -timeout 120m
 	@KILN_SOAK=1 $(GO) test ./runner -run 'RandomReads' -timeout 60m
 
 update: ## rewrite the golden files; read the diff

@@ -203,6 +203,10 @@ func open(dir string) (*Container, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(data) == 0 {
+		// It was being made when the machine lost its power: see sweep.
+		return nil, &os.PathError{Op: "open", Path: dir, Err: fs.ErrNotExist}
+	}
 	c := &Container{dir: dir}
 	if err := json.Unmarshal(data, &c.Config); err != nil {
 		return nil, fmt.Errorf("container %s: %w", filepath.Base(dir), err)
@@ -237,7 +241,7 @@ func (s Set) Find(name string) (*Container, error) {
 	return nil, fmt.Errorf("multiple IDs found with provided prefix: %s", name)
 }
 
-// sweep deletes what processes that were killed have left. The caller holds
+// sweep deletes what processes that were killed, or a loss of power, have left. The caller holds
 // the lock of names, without which no container is made.
 func (s Set) sweep() {
 	dirs, err := os.ReadDir(s.Dir)
@@ -247,6 +251,9 @@ func (s Set) sweep() {
 	for _, d := range dirs {
 		if strings.HasPrefix(d.Name(), ".new-") || strings.HasPrefix(d.Name(), ".old-") {
 			_ = removeAll(filepath.Join(s.Dir, d.Name())) // or another time
+		}
+		if fi, err := os.Stat(filepath.Join(s.Dir, d.Name(), "config.json")); err == nil && fi.Size() == 0 {
+			_ = removeAll(filepath.Join(s.Dir, d.Name()))
 		}
 	}
 }

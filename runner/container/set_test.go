@@ -274,3 +274,28 @@ func TestVolumes(t *testing.T) {
 		t.Errorf("rm -v left its volume: %v", err)
 	}
 }
+
+// TestPowerLoss has files that the machine had no time to write.
+func TestPowerLoss(t *testing.T) {
+	s := newSet(t)
+	half, stays := create(t, s, Config{Name: "half"}), create(t, s, Config{Name: "stays"})
+	for _, f := range []string{filepath.Join(half.dir, "config.json"), filepath.Join(stays.dir, "state.json")} {
+		if err := os.Truncate(f, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, err := s.List()
+	if err != nil || len(list) != 1 || list[0].Name != "stays" {
+		t.Fatalf("got %v, %v", list, err)
+	}
+	if st, err := stays.State(); err != nil || st.Status != Exited || st.ExitCode != 137 {
+		t.Errorf("got %+v, %v", st, err)
+	}
+	create(t, s, Config{Name: "half"}) // the name is free
+	if _, err := os.Stat(half.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder of what was never made: %v", err)
+	}
+	if err := stays.Remove(t.Context(), RemoveOptions{}); err != nil {
+		t.Error(err)
+	}
+}

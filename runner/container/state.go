@@ -198,6 +198,10 @@ func (c *Container) readState() (State, error) {
 	if err != nil {
 		return st, err
 	}
+	if len(data) == 0 {
+		// What a loss of power leaves of a file that was just replaced.
+		return State{Status: Exited, ExitCode: 128 + int(unix.SIGKILL), Error: "its state was lost"}, nil
+	}
 	if err := json.Unmarshal(data, &st); err != nil {
 		return st, fmt.Errorf("state of container %s: %w", c.Name, err)
 	}
