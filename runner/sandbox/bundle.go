@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"kiln.build/runner/sandbox/cgroup"
 	"kiln.build/runner/sandbox/launch"
 	"kiln.build/runner/sandbox/seccomp"
 )
@@ -75,13 +74,13 @@ func (b *bundle) config(g groups) error {
 	if err := b.devices(); err != nil {
 		return err
 	}
-	name := cgroup.NewName()
+	// Where this user can make no group, neither can the runtime, which then
+	// must not be told of one.
 	for _, dir := range append(slices.Collect(maps.Values(g.V1)), g.V2) {
 		if dir != "" {
-			name = path.Base(dir)
+			l.CgroupsPath = path.Join(cmp.Or(s.Limits.Parent, "kiln"), path.Base(dir))
 		}
 	}
-	l.CgroupsPath = path.Join(cmp.Or(s.Limits.Parent, "kiln"), name)
 	return nil
 }
 
@@ -240,7 +239,17 @@ func (b *bundle) mounts(g groups) error {
 		return fmt.Errorf("attach the root: %w", err)
 	}
 	list := slices.DeleteFunc(withDefaults(s, g), func(m Mount) bool { return strings.HasPrefix(m.Target, "/sys/fs/cgroup") })
-	if len(s.Mounts) == 0 || !slices.ContainsFunc(s.Mounts, func(m Mount) bool { return m.Target == "/sys" || m.Target == "/sys/fs/cgroup" }) {
+	grouped := len(g.V1) > 0 || g.V2 != ""
+	if inUserNamespace() && s.Network != (Namespace{}) {
+		// The sysfs of a network that is not ours cannot be had: the one that
+		// is there does.
+		for i := range list {
+			if list[i].Type == "sysfs" {
+				list[i].Type, list[i].Source, list[i].Recursive = "", "/sys", true
+			}
+		}
+	}
+	if grouped && !slices.ContainsFunc(s.Mounts, func(m Mount) bool { return m.Target == "/sys" || m.Target == "/sys/fs/cgroup" }) {
 		list = append(list, Mount{Target: "/sys/fs/cgroup", Type: "cgroup", NoSuid: true, NoDev: true, NoExec: true, ReadOnly: !s.Privileged})
 	}
 	list = append(list, s.Mounts...)
