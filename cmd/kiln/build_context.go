@@ -428,6 +428,10 @@ func parseContext(value string) (namedContext, error) {
 		if remote == nil {
 			return namedContext{}, err
 		}
+		if o, ok := remote.(op.HTTP); ok {
+			o.Name = "context" // as it is called in docker
+			remote = o
+		}
 		return namedContext{root: remote}, remoteErr
 	}
 }
