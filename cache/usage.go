@@ -167,7 +167,7 @@ func (r *Record) describe() string {
 	}
 	var words []string
 	for line := range strings.Lines(r.Description) {
-		for _, label := range []string{"op", "path", "source", "context"} {
+		for _, label := range []string{"op", "path", "source", "context", "url", "remote"} {
 			if value, ok := strings.CutPrefix(line, label+" "); ok {
 				words = append(words, strings.Trim(value, "\"\n"))
 			}

@@ -77,7 +77,7 @@ func explainSteps(w io.Writer, why *history.Explainer, g *solver.Graph) {
 		switch {
 		case e.State == solver.WouldRun && e.Key == "":
 			lines = []string{needs(e)}
-		case e.State == solver.Hit || e.State == solver.Waiting:
+		case e.State == solver.Hit, e.State == solver.Waiting, e.Vertex.Volatile:
 			continue
 		default:
 			lines = why.Differences(e)
