@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -246,5 +248,64 @@ func TestMakeDir(t *testing.T) {
 	_ = makeDir(r, "/out/x") // below the link there is nothing inside
 	if left, _ := os.ReadDir(filepath.Join(top, "outside")); len(left) != 0 {
 		t.Errorf("outside: %v", left)
+	}
+}
+
+// TestReadTarRaced has somebody who puts links in the place of what an archive
+// makes: what they lead to stays as it is.
+func TestReadTarRaced(t *testing.T) {
+	top := t.TempDir()
+	fill(t, top, "root/", "root/dir/", "root/secret")
+	secret := filepath.Join(top, "root/secret")
+	if err := os.Chmod(secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		victim := filepath.Join(top, "root/dir/new")
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if os.Remove(victim) == nil {
+				_ = os.Symlink("../secret", victim)
+			}
+		}
+	})
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for range 300 {
+		for _, h := range []tar.Header{
+			{Typeflag: tar.TypeReg, Name: "dir/new", Mode: 0o4777, Uid: 7, Gid: 8}, {Typeflag: tar.TypeFifo, Name: "dir/new", Mode: 0o4777, Uid: 7, Gid: 8},
+		} {
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = w.Close()
+	dir, err := os.Open(filepath.Join(top, "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for range 20 { // an archive ends where the other comes first
+		_ = ReadTar(bytes.NewReader(b.Bytes()), dir, ReadOptions{Owners: true})
+	}
+	close(stop)
+	done.Wait()
+	after, err := os.Stat(secret)
+	if err != nil || after.Mode() != before.Mode() || !os.SameFile(before, after) {
+		t.Errorf("the file is %v, was %v; %v", after.Mode(), before.Mode(), err)
+	}
+	if st := after.Sys().(*syscall.Stat_t); st.Uid == 7 {
+		t.Error("the file has another owner")
 	}
 }

@@ -98,23 +98,34 @@ func (o ReadOptions) extract(root *os.Root, h *tar.Header, in io.Reader) (bool, 
 			return false, err
 		}
 	}
-	if err := o.create(root, h, in); err != nil {
+	if h.Typeflag == tar.TypeReg {
+		return true, o.file(root, h, in)
+	}
+	if err := makeNode(root, h); err != nil {
 		return false, err
 	}
 	return true, o.attributes(root, h)
 }
 
-func (o ReadOptions) create(root *os.Root, h *tar.Header, in io.Reader) error {
+// file makes a regular file, and gives it all by its descriptor: whoever may
+// write in the directory could put another file, or a link to one, in its
+// place.
+func (o ReadOptions) file(root *os.Root, h *tar.Header, in io.Reader) error {
+	f, err := root.OpenFile(h.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = io.Copy(f, in); err == nil {
+		err = o.set(f, h)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// makeNode makes what is no regular file.
+func makeNode(root *os.Root, h *tar.Header) error {
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return root.Mkdir(h.Name, 0o700)
-	case tar.TypeReg:
-		f, err := root.OpenFile(h.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, in)
-		return errors.Join(err, f.Close())
 	case tar.TypeSymlink:
 		return root.Symlink(h.Linkname, h.Name)
 	case tar.TypeLink:
@@ -131,36 +142,67 @@ func (o ReadOptions) create(root *os.Root, h *tar.Header, in io.Reader) error {
 	return fmt.Errorf("entries of type %q are not supported", h.Typeflag)
 }
 
-// attributes gives a new file its owner, mode, capabilities and time, in this
-// order: a change of owner takes set-id bits and capabilities away.
+// attributes gives what has been made its attributes, unless something else
+// has taken its place.
 func (o ReadOptions) attributes(root *os.Root, h *tar.Header) error {
 	if h.Typeflag == tar.TypeLink {
 		return nil
 	}
+	parent, err := root.Open(path.Dir(h.Name))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	fd, err := unix.Openat(int(parent.Fd()), path.Base(h.Name), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), h.Name)
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Mode().Type() != h.FileInfo().Mode().Type() {
+		return errors.New("something else has been put in its place")
+	}
+	if h.Typeflag == tar.TypeSymlink {
+		return errors.Join(o.owner(f, h), linkTime(root, h))
+	}
+	return o.set(f, h)
+}
+
+// owner gives f its owner; f may be open for its path alone.
+func (o ReadOptions) owner(f *os.File, h *tar.Header) error {
 	uid, gid := o.UID, o.GID
 	if o.Owners {
 		uid, gid = h.Uid, h.Gid
 	}
-	if err := root.Lchown(h.Name, uid, gid); err != nil && os.Geteuid() == 0 {
+	err := unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil && os.Geteuid() == 0 {
+		return &os.PathError{Op: "chown", Path: h.Name, Err: err}
+	}
+	return nil
+}
+
+// set gives f its owner, mode, capabilities and time, in this order: a change
+// of owner takes set-id bits and capabilities away. Calls for descriptors
+// refuse those open for a path alone, so it goes by their names in /proc.
+func (o ReadOptions) set(f *os.File, h *tar.Header) error {
+	if err := o.owner(f, h); err != nil {
 		return err
 	}
-	if h.Typeflag == tar.TypeSymlink {
-		return linkTime(root, h)
-	}
+	self := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	mode := h.FileInfo().Mode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
-	if err := root.Chmod(h.Name, mode); err != nil {
+	if err := os.Chmod(self, mode); err != nil {
 		return err
 	}
 	if value, ok := h.PAXRecords[capabilityRecord]; ok && o.Owners && h.Typeflag == tar.TypeReg {
-		f, err := root.OpenFile(h.Name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(unix.Fsetxattr(int(f.Fd()), capabilityXattr, []byte(value), 0), f.Close()); err != nil {
-			return err
+		if err := unix.Setxattr(self, capabilityXattr, []byte(value), 0); err != nil {
+			return &os.PathError{Op: "setxattr", Path: h.Name, Err: err}
 		}
 	}
-	return root.Chtimes(h.Name, h.ModTime, h.ModTime)
+	return os.Chtimes(self, h.ModTime, h.ModTime)
 }
 
 // linkTime gives a link its own time.
