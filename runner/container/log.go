@@ -93,19 +93,14 @@ func (c *Container) openLog() (*logger, error) {
 	return &logger{w: w}, err
 }
 
-func (l *logger) add(line Line) error {
-	if l == nil {
+// write adds whole entries.
+func (l *logger) write(entries []byte) error {
+	if l == nil || len(entries) == 0 {
 		return nil
-	}
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(line); err != nil {
-		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, err := l.w.Write(b.Bytes())
+	_, err := l.w.Write(entries)
 	return err
 }
 
@@ -121,13 +116,17 @@ const maxLine = 16 << 10
 
 // stream cuts what is written to it into lines of a log.
 type stream struct {
-	l    *logger
-	name string
-	rest []byte
+	l       *logger
+	name    string
+	rest    []byte // of a line that has no end yet
+	entries []byte // made, and not written yet
 }
 
+// Write takes what was read at once. Its lines have one time, and are written
+// together, since a container that prints much waits for this.
 func (s *stream) Write(p []byte) (int, error) {
 	n := len(p)
+	now := time.Now().UTC()
 	for len(p) > 0 {
 		i := bytes.IndexByte(p, '\n') + 1
 		if i == 0 {
@@ -137,21 +136,71 @@ func (s *stream) Write(p []byte) (int, error) {
 		s.rest = append(s.rest, p[:i]...)
 		p = p[i:]
 		if s.rest[len(s.rest)-1] == '\n' || len(s.rest) >= maxLine {
-			if err := s.flush(); err != nil {
-				return 0, err
-			}
+			s.entry(now)
 		}
 	}
-	return n, nil
+	return n, s.put()
 }
 
+// flush writes a line that has no end.
 func (s *stream) flush() error {
-	if len(s.rest) == 0 {
-		return nil
+	if len(s.rest) > 0 {
+		s.entry(time.Now().UTC())
 	}
-	err := s.l.add(Line{Log: string(s.rest), Stream: s.name, Time: time.Now().UTC()})
-	s.rest = s.rest[:0]
+	return s.put()
+}
+
+// entry makes an entry of a line: a [Line] as JSON.
+func (s *stream) entry(at time.Time) {
+	b := append(s.entries, `{"log":`...)
+	b = appendString(b, s.rest)
+	b = append(append(b, `,"stream":"`...), s.name...)
+	b = append(b, `","time":"`...)
+	b = at.AppendFormat(b, time.RFC3339Nano)
+	s.entries, s.rest = append(b, "\"}\n"...), s.rest[:0]
+}
+
+func (s *stream) put() error {
+	err := s.l.write(s.entries)
+	if s.entries = s.entries[:0]; cap(s.entries) > maxEntries {
+		s.entries = nil
+	}
 	return err
+}
+
+// maxEntries is how much memory a stream keeps between two writes.
+const maxEntries = 64 << 10
+
+// appendString adds a text as a JSON string. Most output needs no escapes, or
+// just that of its newline.
+func appendString(b, text []byte) []byte {
+	begin := len(b)
+	b = append(b, '"')
+	for _, c := range text {
+		switch {
+		case c == '\n':
+			b = append(b, '\\', 'n')
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		case c >= ' ' && c < 0x7f:
+			b = append(b, c)
+		default:
+			return append(b[:begin], quoted(text)...)
+		}
+	}
+	return append(b, '"')
+}
+
+// quoted is a text as a JSON string. What is no UTF-8 is replaced, as in
+// docker's logs.
+func quoted(text []byte) []byte {
+	var q bytes.Buffer
+	e := json.NewEncoder(&q)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(string(text)); err != nil {
+		return []byte(`""`) // strings always encode
+	}
+	return bytes.TrimSuffix(q.Bytes(), []byte("\n"))
 }
 
 // LogOptions say which lines of a log are wanted.

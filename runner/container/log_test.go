@@ -62,7 +62,7 @@ func TestLogBounds(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	none := create(t, newSet(t), Config{Log: Log{Driver: "none"}})
-	if l, err := none.openLog(); l != nil || err != nil || l.add(Line{}) != nil || l.close() != nil {
+	if l, err := none.openLog(); l != nil || err != nil || l.write([]byte("{}\n")) != nil || l.close() != nil {
 		t.Errorf("no log: %v, %v", l, err)
 	}
 	if err := none.Logs(t.Context(), LogOptions{}, nil); err == nil {
@@ -153,5 +153,48 @@ func TestLogOptions(t *testing.T) {
 	}
 	if err := l.SetOption("max-size=-1"); err != nil || l.MaxSize != -1 {
 		t.Errorf("got %+v, %v", l, err)
+	}
+}
+
+// TestLogText has every byte, and what is no text, come back as JSON has it.
+func TestLogText(t *testing.T) {
+	c := create(t, newSet(t), Config{})
+	l, err := c.openLog()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text, want strings.Builder
+	for b := range 256 {
+		line := "x" + string(rune(b)) + "\"\\<&>é\u2028\n"
+		text.WriteString(line)
+		want.WriteString(line)
+	}
+	text.WriteString("\xff\xfe\n")
+	want.WriteString("\ufffd\ufffd\n")
+	s := &stream{l: l, name: "stdout"}
+	if _, err := io.WriteString(s, text.String()); err != nil {
+		t.Fatal(err)
+	}
+	if got := logs(t, c, LogOptions{Tail: -1}); got != want.String() {
+		t.Errorf("got %q, want %q", got, want.String())
+	}
+}
+
+func BenchmarkLog(b *testing.B) {
+	c, err := Set{b.TempDir() + "/containers"}.Create(b.Context(), Config{Args: []string{"true"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	l, err := c.openLog()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &stream{l: l, name: "stdout"}
+	chunk := []byte(strings.Repeat("a line of a usual length, as programs print them\n", 600))
+	b.SetBytes(int64(len(chunk)))
+	for b.Loop() {
+		if _, err := s.Write(chunk); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

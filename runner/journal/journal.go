@@ -10,6 +10,7 @@ package journal
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -130,16 +131,36 @@ func (j File) Open() (*Writer, error) {
 	return &Writer{file: j, f: f, size: size}, nil
 }
 
-// Write adds whole lines, with their newlines.
+// Write adds whole lines, with their newlines. A line that is longer than the
+// bound has a file of its own.
 func (w *Writer) Write(lines []byte) (int, error) {
-	if w.file.Max > 0 && w.size > 0 && w.size+int64(len(lines)) > w.file.Max {
-		if err := w.turn(); err != nil {
-			return 0, err
+	written := 0
+	for len(lines) > 0 {
+		cut := len(lines)
+		if room := w.file.Max - w.size; w.file.Max > 0 && int64(cut) > room {
+			cut = bytes.LastIndexByte(lines[:max(room, 0)], '\n') + 1
+			if cut == 0 && w.size > 0 {
+				if err := w.turn(); err != nil {
+					return written, err
+				}
+				continue
+			}
+			if cut == 0 {
+				cut = bytes.IndexByte(lines, '\n') + 1
+			}
+			if cut == 0 {
+				cut = len(lines)
+			}
 		}
+		n, err := w.f.Write(lines[:cut])
+		w.size += int64(n)
+		written += n
+		if err != nil {
+			return written, err
+		}
+		lines = lines[cut:]
 	}
-	n, err := w.f.Write(lines)
-	w.size += int64(n)
-	return n, err
+	return written, nil
 }
 
 func (w *Writer) turn() error {
