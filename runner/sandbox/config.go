@@ -226,7 +226,7 @@ func (p *plan) complete(s *Spec, g groups) error {
 			p.Readonly = DefaultReadonlyPaths
 		}
 	}
-	if !p.Privileged && !inUserNamespace() && !g.Filters() {
+	if allowed(s) != nil && !inUserNamespace() && !g.Filters() {
 		// Nothing but these would keep the host's disks from being opened.
 		p.NoDevices = true
 		p.Bounding &^= 1 << unix.CAP_MKNOD

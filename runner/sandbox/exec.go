@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +62,10 @@ func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Proce
 		// Whoever joins a user namespace of theirs has all in there.
 		have = 1<<len(capabilities) - 1
 	}
+	if !cmd.Privileged && !bounded(pid, unix.CAP_MKNOD) {
+		// Perhaps because no group filters what its nodes could be of.
+		have &^= 1 << unix.CAP_MKNOD
+	}
 	plan, err := newPlan(cmd, c, have)
 	if err != nil {
 		return nil, err
@@ -95,4 +100,19 @@ func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Proce
 		return nil, p.abort(ctx, err)
 	}
 	return p, nil
+}
+
+// bounded says whether a capability is in the bounding set of a process.
+func bounded(pid, capability int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false // it has ended
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			set, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			return err == nil && set&(1<<capability) != 0
+		}
+	}
+	return false
 }

@@ -335,6 +335,36 @@ func TestDevicesWithoutGroups(t *testing.T) {
 	}
 }
 
+// Nor can a command that joins later make one, in a place where it would open.
+func TestExecDevicesWithoutGroups(t *testing.T) {
+	s := spec(t, "sleep", "1000")
+	p, err := start(t.Context(), &s, groups{&Group{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		p.Kill()
+		p.Wait()
+	}()
+	if out, errOut, code := boxIn(t, p, Command{}, "mkchr", "/dev/mem", "1", "1"); code == 0 {
+		if _, _, code := boxIn(t, p, Command{}, "open", "/dev/mem"); code == 0 {
+			t.Error("the machine's memory can be opened")
+		}
+		t.Errorf("a node was made: %s %s", out, errOut)
+	}
+	// With a group that filters, docker's rights are left.
+	q := running(t, nil)
+	if q.Group().V2 == "" && q.Group().V1["devices"] == "" {
+		return
+	}
+	if _, errOut, code := boxIn(t, q, Command{}, "mkchr", "/dev/x", "1", "1"); code != 0 {
+		t.Errorf("with a group: %s", errOut)
+	}
+	if _, _, code := boxIn(t, q, Command{}, "open", "/dev/x"); code == 0 {
+		t.Error("with a group: the machine's memory can be opened")
+	}
+}
+
 // The mode of the host's null device is beyond reach.
 func TestHostNullDevice(t *testing.T) {
 	before, err := os.Stat("/dev/null")
