@@ -429,8 +429,8 @@ func TestAddArchives(t *testing.T) {
 			"f 644 0:0 .wh.d W", "d 750 3:4 d", "f 640 3:4 d/x X", "l 777 0:0 implied real", "d 700 0:0 real", "f 644 0:0 real/y Y", "h 640 3:4 z d/x",
 		}},
 		{name: "a file below", root: []string{"f 644 0:0 implied x"}, c: add("/", "a.tar"), err: []string{`"implied" is not a directory`}},
-		// Links that an archive brings lead inside of the root as well.
-		{name: "escape", c: add("/x", "escape"), want: []string{"d 755 0:0 x", "l 777 0:0 x/out /etc", "d 755 0:0 etc", "f 644 0:0 etc/evil E", "f 644 0:0 x/up U"}},
+		// Links that an archive brings lead inside of the destination.
+		{name: "escape", c: add("/x", "escape"), want: []string{"d 755 0:0 x", "l 777 0:0 x/out /etc", "d 755 0:0 x/etc", "f 644 0:0 x/etc/evil E", "f 644 0:0 x/up U"}},
 		{name: "chown", c: owned, want: []string{"d 755 9:9 x", "f 644 9:9 x/.wh.d W", "d 750 9:9 x/d", "f 640 9:9 x/d/x X", "d 755 0:0 x/implied", "f 644 9:9 x/implied/y Y", "h 640 9:9 x/z x/d/x"}},
 	}
 	for _, c := range cases {

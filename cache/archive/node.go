@@ -55,11 +55,11 @@ func clean(name string) string { return path.Clean("/" + name)[1:] }
 const maxLinks = 40
 
 // walk finds a directory. Symbolic links made by the archive itself, or
-// below, are followed inside the root, as containerd and docker do: archives
-// exist that unpack "lib -> usr/lib" and then "lib/x". Where missing is nil, what is
-// not there is an error, else missing makes it.
+// below, are followed inside the top, as containerd and docker do: archives
+// exist that unpack "lib -> usr/lib" and then "lib/x". Where missing is nil,
+// what is not there is an error, else missing makes it.
 func (u *unpacker) walk(dir string, missing func(parent *node, name string) (*node, error)) (*node, error) {
-	cur := u.root
+	cur := u.top
 	links := 0
 	rest := strings.Split(dir, "/")
 	for len(rest) > 0 {
@@ -69,7 +69,7 @@ func (u *unpacker) walk(dir string, missing func(parent *node, name string) (*no
 		case "", ".":
 			continue
 		case "..":
-			if cur.parent != nil {
+			if cur != u.top {
 				cur = cur.parent
 			}
 			continue
@@ -91,7 +91,7 @@ func (u *unpacker) walk(dir string, missing func(parent *node, name string) (*no
 				target = kid.attr.Link
 			}
 			if strings.HasPrefix(target, "/") {
-				cur = u.root
+				cur = u.top
 			}
 			rest = append(strings.Split(target, "/"), rest...)
 		case kid.is(tree.Dir):
@@ -187,7 +187,7 @@ func (u *unpacker) mkdir(parent *node, name string, attr *tree.Entry) (*node, er
 // find returns the node at a path, links on the way followed, or nil.
 func (u *unpacker) find(p string) *node {
 	if p == "" {
-		return u.root
+		return u.top
 	}
 	dir, base := path.Split(p)
 	n, err := u.walk(dir, nil)

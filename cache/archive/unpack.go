@@ -26,9 +26,9 @@ type UnpackOptions struct {
 	// attributes of the top directory alone.
 	Layer bool
 
-	// Under is a relative path below the directory for all entries, which
-	// cannot leave it; missing directories are made. The tree's paths start
-	// with it.
+	// Under is a relative path below the directory for all entries. Neither
+	// their names nor links below it can lead out of it; missing directories
+	// are made. The tree's paths start with it.
 	Under string
 
 	// Onto tells what the directory holds; nil says that it is empty. The
@@ -109,7 +109,8 @@ type unpacker struct {
 	o       UnpackOptions
 	disk    *disk
 	root    *node
-	rootSet bool // the root has attributes of its own
+	top     *node // what names and links cannot lead out of: the directory at Under
+	rootSet bool  // the root has attributes of its own
 	linked  map[*tree.Entry]bool
 	written int64
 	buf     []byte
@@ -121,14 +122,17 @@ type unpacker struct {
 }
 
 func (u *unpacker) unpack(ctx context.Context, stream *readAhead) (*tree.Tree, error) {
+	u.top = u.root
 	if u.o.Onto != nil {
 		if err := u.load(u.o.Onto); err != nil {
 			return nil, err
 		}
 	}
-	if _, err := u.dir(clean(u.o.Under)); err != nil {
+	top, err := u.dir(clean(u.o.Under))
+	if err != nil {
 		return nil, err
 	}
+	u.top, u.last = top, nil
 	tr := tar.NewReader(stream)
 	for {
 		if ctx.Err() != nil {
@@ -169,7 +173,7 @@ func (u *unpacker) entry(ctx context.Context, hdr *tar.Header, r io.Reader) erro
 	if name == "" {
 		return u.rootEntry(hdr)
 	}
-	dir, base := path.Split(path.Join(clean(u.o.Under), name))
+	dir, base := path.Split(name)
 	parent, err := u.dir(strings.TrimSuffix(dir, "/"))
 	if err != nil {
 		return err
@@ -426,10 +430,10 @@ func (u *unpacker) whiteout(parent *node, base string) error {
 
 // hardLink makes another name of a file that the archive has.
 func (u *unpacker) hardLink(ctx context.Context, parent *node, base string, hdr *tar.Header) error {
-	target := path.Join(clean(u.o.Under), clean(hdr.Linkname))
+	target := clean(hdr.Linkname)
 	old := u.find(target)
 	if old == nil {
-		return u.linkBelow(ctx, parent, base, target, hdr)
+		return u.linkBelow(ctx, parent, base, path.Join(u.top.path, target), hdr)
 	}
 	if old.is(tree.Dir) || old.is(tree.Whiteout) {
 		return fmt.Errorf("hard link to %q: not a file", hdr.Linkname)
