@@ -44,31 +44,72 @@ func (r *Runner) ResolveImage(ctx context.Context, ref string, p ocispecs.Platfo
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.origins == nil {
-		r.origins = map[digest.Digest]string{}
+		r.origins = map[digest.Digest]origin{}
 	}
 	for _, o := range img.Layers {
-		r.origins[o.Blob] = img.Ref
+		r.origins[o.Blob] = origin{o, img.Ref}
+		r.origins[o.DiffID] = origin{o, img.Ref}
 	}
 	return img, nil
+}
+
+// origin is a layer of an image that was resolved, and the image's reference.
+type origin struct {
+	solver.Origin
+	ref string
+}
+
+// Origin is where the blob of a layer can be had from: of a layer that came
+// with another form of an image that was resolved, that image's blob.
+func (r *Runner) Origin(o solver.Origin) solver.Origin {
+	if r.Store.Images().Has(o.Blob) {
+		return o
+	}
+	known, ok := r.origin(o)
+	if !ok {
+		return o
+	}
+	return known.Origin
+}
+
+func (r *Runner) origin(o solver.Origin) (origin, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.origins[o.Blob]
+	if !ok {
+		known, ok = r.origins[o.DiffID]
+	}
+	return known, ok
 }
 
 // FetchBlob brings the blob of a layer of an image that was resolved before
 // into the store.
 func (r *Runner) FetchBlob(ctx context.Context, o solver.Origin) error {
-	r.mu.Lock()
-	ref, ok := r.origins[o.Blob]
-	r.mu.Unlock()
-	if !ok {
+	known, ok := r.origin(o)
+	if !ok || known.Blob != o.Blob {
 		return errors.New("the image that it is from is not known")
 	}
 	desc := ocispecs.Descriptor{MediaType: o.MediaType, Digest: o.Blob, Size: o.Size}
-	body, err := r.fetch(ctx, ref, desc)
+	body, err := r.fetch(ctx, known.ref, desc)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	_, err = r.Store.Images().Write(ctx, desc, body)
 	return err
+}
+
+// UnpackLayer brings a layer of an image that was resolved before into the
+// store.
+func (r *Runner) UnpackLayer(ctx context.Context, o solver.Origin) (solver.Layer, error) {
+	known, ok := r.origin(o)
+	if !ok && !r.Store.Images().Has(o.Blob) {
+		return solver.Layer{}, errors.New("the image that it is from is not known")
+	}
+	if ok {
+		o = r.Origin(o)
+	}
+	return r.unpacked(ctx, &solver.Action{}, known.ref, o)
 }
 
 func (r *Runner) resolveImage(ctx context.Context, ref string, p ocispecs.Platform, pull bool) (*Image, error) {

@@ -47,7 +47,7 @@ type Runner struct {
 	NoTrace bool
 
 	mu         sync.Mutex
-	origins    map[digest.Digest]string // references of images that blobs belong to
+	origins    map[digest.Digest]origin // of images that were resolved, by blob and by diff ID
 	selections map[digest.Digest]*selection
 	refs       map[string]func() (commit, error) // what git servers said
 	contexts   map[string]*localContext

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"kiln.build/cache"
 	"kiln.build/cache/registry"
+	"kiln.build/cache/remote"
 	"kiln.build/exporter"
 	"kiln.build/exporter/images"
 	"kiln.build/frontend"
@@ -81,6 +83,9 @@ type builder struct {
 	outputs   []exporter.Output
 	platforms []ocispecs.Platform
 	display   display
+	cacheFrom []remoteCache
+	cacheTo   []remoteCache
+	remote    *remote.Cache // nil without these
 	graph     *solver.Graph // how the steps went, nil before they were solved
 	later     []func()      // what is told once the display is closed
 }
@@ -92,6 +97,9 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return err
 	}
 	if b.outputs, err = f.parseOutputs(); err != nil {
+		return err
+	}
+	if b.cacheFrom, b.cacheTo, err = f.parseRemotes(); err != nil {
 		return err
 	}
 	mode := f.progress
@@ -363,17 +371,37 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 		s.Reuse = b.runner.Reuse
 	}
 	s.Place = func(ctx context.Context) (func(), error) { return b.store.Job(ctx, jobs) }
-	graph, err := s.Evaluate(ctx, targets...)
+	if b.remote, err = b.remotes(ctx); err != nil {
+		return nil, warnings, err
+	}
+	if b.remote != nil {
+		s.Cache, s.Runner = b.remote, remote.Runner{Runner: run, Cache: b.remote}
+	}
+	graph, err := b.evaluateGraph(ctx, s, targets)
 	run.Close(err)
+	err = errors.Join(err, b.finishRemote(ctx, graph, err))
 	b.remember(why, graph, err)
 	if err != nil || b.flags.dryRun {
 		return nil, warnings, err
 	}
 	var built []exporter.Image
 	for i, r := range results {
-		built = append(built, exporter.Image{Output: graph.Targets[i].Output, Config: r.Image, Platform: r.Platform})
+		built = append(built, exporter.Image{Output: b.withOrigins(graph.Targets[i].Output), Config: r.Image, Platform: r.Platform})
 	}
 	return built, warnings, nil
+}
+
+// withOrigins is an output whose base layers come from where this machine can
+// have them: results of another one name the blobs that it had.
+func (b *builder) withOrigins(o solver.Output) solver.Output {
+	o.Layers = slices.Clone(o.Layers)
+	for i, l := range o.Layers {
+		if l.Origin != nil {
+			from := b.runner.Origin(*l.Origin)
+			o.Layers[i].Origin = &from
+		}
+	}
+	return o
 }
 
 // known are the keys of a map.

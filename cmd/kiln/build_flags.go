@@ -62,6 +62,8 @@ type buildFlags struct {
 	graph          string
 	dropCaches     bool
 	traceReads     bool
+	cacheFrom      []string
+	cacheTo        []string
 	callWord       string
 }
 
@@ -77,6 +79,8 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.noCache, "no-cache", false, "run every step, whatever the cache has")
 	fs.StringSliceVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages")
 	fs.BoolVar(&f.dropCaches, "no-cache-mounts", false, "empty the cache mounts of the RUN steps that run")
+	fs.StringArrayVar(&f.cacheFrom, "cache-from", nil, "cache of other machines to read, NAME|type=registry,ref=NAME|type=local,src=DIR (repeatable)")
+	fs.StringArrayVar(&f.cacheTo, "cache-to", nil, "cache of other machines to write, type=registry,ref=NAME|type=local,dest=DIR|type=inline[,mode=min|max] (repeatable)")
 	fs.BoolVar(&f.traceReads, "trace-reads", true, "reuse a RUN whose root differs only in context files that it did not read")
 	fs.BoolVar(&f.explain, "explain", false, "tell all that changed since the nearest earlier build for each step that runs")
 	fs.BoolVar(&f.dryRun, "dry-run", false, "only tell which steps would run, and why; exit with 3 if any would")
