@@ -21,7 +21,7 @@ import (
 // that was fetched before is not fetched again.
 func (r *Runner) git(ctx context.Context, a *solver.Action, o op.Git) (solver.Result, error) {
 	fail := func(err error) (solver.Result, error) {
-		return solver.Result{}, fmt.Errorf("git repository %s: %w", redacted(o.Remote), err)
+		return solver.Result{}, fmt.Errorf("git repository %s: %w", op.Redacted(o.Remote), err)
 	}
 	g, err := r.newGit(a, o)
 	if err != nil {
@@ -283,7 +283,7 @@ func (g *gitRepo) tidy(ctx context.Context, dir string) error {
 	if !g.op.KeepGitDir {
 		return nil
 	}
-	if _, err := g.git.run(ctx, dir, "remote", "set-url", "origin", redacted(g.op.Remote)); err != nil {
+	if _, err := g.git.run(ctx, dir, "remote", "set-url", "origin", op.Redacted(g.op.Remote)); err != nil {
 		return err
 	}
 	var err error

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -65,6 +66,11 @@ func (r *Runner) newGit(a *solver.Action, o op.Git) (*gitRepo, error) {
 		"GIT_TERMINAL_PROMPT=0",
 		"GIT_ASKPASS=/bin/false",
 		"GIT_SSH_COMMAND=" + sshCommand(),
+	}
+	for _, name := range []string{"SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH"} {
+		if v, ok := os.LookupEnv(name); ok {
+			g.env = append(g.env, name+"="+v) // whom this machine trusts
+		}
 	}
 	proxies := map[string]string{}
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"} {
@@ -168,8 +174,11 @@ func (g gitCommand) run(ctx context.Context, dir string, args ...string) (string
 	}
 	var out, said bytes.Buffer
 	c.Stdout, c.Stderr = &out, &said
-	// git's helpers are its children: all of them end with the build.
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// git's helpers are its children: all of them end with the build. Should
+	// that be killed git dies, if the thread that starts it stays.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = time.Second
 	err := c.Run()

@@ -53,7 +53,7 @@ func (r *Runner) http(ctx context.Context, a *solver.Action, o op.HTTP) (solver.
 	d := &download{runner: r, action: a, op: o}
 	resp, err := d.get(ctx, have, known)
 	if err != nil {
-		return solver.Result{}, fmt.Errorf("fetch %s: %w", redacted(o.URL), err)
+		return solver.Result{}, fmt.Errorf("fetch %s: %w", op.Redacted(o.URL), err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusNotModified {
@@ -61,7 +61,7 @@ func (r *Runner) http(ctx context.Context, a *solver.Action, o op.HTTP) (solver.
 	}
 	l, err := d.layer(ctx, resp)
 	if err != nil {
-		return solver.Result{}, fmt.Errorf("fetch %s: %w", redacted(o.URL), err)
+		return solver.Result{}, fmt.Errorf("fetch %s: %w", op.Redacted(o.URL), err)
 	}
 	if known && before.Layers[0].Digest == l.Digest {
 		l = before.Layers[0] // made when it was first seen
@@ -145,7 +145,7 @@ func (d *download) get(ctx context.Context, have fetched, known bool) (*http.Res
 func statusError(resp *http.Response, secret bool) error {
 	text := "the server answered " + resp.Status
 	if resp.Request != nil && resp.Request.Response != nil { // after a redirect
-		text += " for " + redacted(resp.Request.URL.String())
+		text += " for " + op.Redacted(resp.Request.URL.String())
 	}
 	switch resp.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -217,8 +217,12 @@ func (d *download) layer(ctx context.Context, resp *http.Response) (solver.Layer
 		e.Mtime = t.UnixNano()
 	}
 	at := filepath.Join(draft.FS, e.Path)
-	body := &counter{r: resp.Body, total: max(0, resp.ContentLength), name: redacted(d.op.URL), a: d.action}
-	if e.Size, e.Digest, err = writeVerified(at, body, d.op.Checksum); err != nil {
+	body := &counter{r: resp.Body, total: max(0, resp.ContentLength), name: op.Redacted(d.op.URL), a: d.action}
+	e.Size, e.Digest, err = writeVerified(at, body, d.op.Checksum)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF) && resp.ContentLength > 0:
+		return solver.Layer{}, fmt.Errorf("the transfer ended after %d of %d bytes", body.done, resp.ContentLength)
+	case err != nil:
 		return solver.Layer{}, err
 	}
 	if err := setAttributes(at, &e); err != nil {
@@ -253,13 +257,4 @@ func writeVerified(at string, from io.Reader, want digest.Digest) (int64, digest
 		return 0, "", fmt.Errorf("digest mismatch: the content is %s (expected: %s)", asked.Digest(), want)
 	}
 	return n, digest.NewDigest(digest.SHA256, h), nil
-}
-
-// redacted is an address without its password.
-func redacted(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return address
-	}
-	return u.Redacted()
 }

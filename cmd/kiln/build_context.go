@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -62,7 +61,7 @@ func (b *builder) readInput(where string) (*buildInput, error) {
 		case err != nil:
 			return nil, err
 		case remote != nil:
-			in.root, in.remote = remote, redactedURL(where)
+			in.root, in.remote = remote, op.Redacted(where)
 		case statErr != nil:
 			return nil, fmt.Errorf("build context: %w", statErr)
 		default:
@@ -194,16 +193,9 @@ func remoteContext(where string) (solver.Op, error) {
 	case frontend.IsHTTP(where):
 		return op.HTTP{URL: where, Name: frontend.HTTPName(where)}, nil
 	case strings.Contains(where, "://"):
-		return nil, fmt.Errorf("build context %s: must be a folder, an address of git, http or https, or -", redactedURL(where))
+		return nil, fmt.Errorf("build context %s: must be a folder, an address of git, http or https, or -", op.Redacted(where))
 	}
 	return nil, nil
-}
-
-func redactedURL(s string) string {
-	if u, err := url.Parse(s); err == nil {
-		return u.Redacted()
-	}
-	return s
 }
 
 // fetchInput fetches the main context where it is remote, and the Dockerfile
@@ -313,7 +305,7 @@ func (b *builder) fetchFile(ctx context.Context, o op.HTTP) (file string, sum di
 	}
 	e, ok := t.Lookup(o.Name)
 	if !ok {
-		return "", "", fmt.Errorf("%s was not fetched", redactedURL(o.URL))
+		return "", "", fmt.Errorf("%s was not fetched", op.Redacted(o.URL))
 	}
 	return filepath.Join(b.store.LayerDir(out.Layers[0].Digest), o.Name), e.Digest, nil
 }

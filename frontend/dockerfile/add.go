@@ -3,7 +3,7 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
-	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -37,7 +37,7 @@ func (b *build) add(s *stage, c *command, in *instructions.AddCommand, name stri
 	case in.KeepGitDir != nil && *in.KeepGitDir && git == 0:
 		return errors.New("--keep-git-dir requires a Git source")
 	}
-	return b.transfer(s, c, name, transfer{
+	return b.transfer(s, c, withoutPasswords(name), transfer{
 		SourcesAndDest: in.SourcesAndDest, name: "ADD", chown: in.Chown, chmod: in.Chmod, link: in.Link,
 		exclude: in.ExcludePatterns, checksum: in.Checksum, keepGitDir: in.KeepGitDir,
 		unpack: in.Unpack == nil || *in.Unpack, unpackRemote: in.Unpack != nil && *in.Unpack,
@@ -88,13 +88,12 @@ func literal(name string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(name)
 }
 
-// redacted is an address without its password.
-func redacted(address string) string {
-	if u, err := url.Parse(address); err == nil {
-		return u.Redacted()
-	}
-	return address
-}
+// passwords matches those in addresses.
+var passwords = regexp.MustCompile(`(://[^/@:\s"]*:)[^/@\s"]+@`)
+
+// withoutPasswords is the text of an ADD as it may be shown and kept: what is
+// in an image's history everyone can read who has the image.
+func withoutPasswords(text string) string { return passwords.ReplaceAllString(text, "${1}xxxxx@") }
 
 func (b *build) httpRoot(s *stage, c *command, checksum, src string) (*solver.Vertex, error) {
 	o := op.HTTP{URL: src, Name: frontend.HTTPName(src), ProxyEnv: FetchProxy(b.BuildArgs)}

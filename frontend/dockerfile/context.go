@@ -86,9 +86,9 @@ func (b *build) contextStep(name string) string {
 func FetchName(o solver.Op) string {
 	switch o := o.(type) {
 	case op.HTTP:
-		return "[fetch] " + redacted(o.URL)
+		return "[fetch] " + op.Redacted(o.URL)
 	case op.Git:
-		return "[fetch] " + redacted((&frontend.GitSource{Git: o}).String())
+		return "[fetch] " + op.Redacted((&frontend.GitSource{Git: o}).String())
 	case op.Tar:
 		if o.Digest != "" {
 			return "[context] unpack"

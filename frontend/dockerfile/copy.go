@@ -172,5 +172,5 @@ func (t transfer) history() string {
 	for _, c := range t.SourceContents {
 		text += " <<" + c.Path
 	}
-	return text + " " + t.DestPath + " # buildkit"
+	return withoutPasswords(text) + " " + t.DestPath + " # buildkit"
 }

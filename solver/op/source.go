@@ -1,6 +1,8 @@
 package op
 
 import (
+	"net/url"
+
 	"github.com/opencontainers/go-digest"
 	"kiln.build/solver"
 )
@@ -25,7 +27,7 @@ type HTTP struct {
 func (o HTTP) Describe(d *solver.Description) {
 	d.Line("op", "http")
 	if o.Checksum == "" {
-		d.Line("url", o.URL)
+		d.Line("url", Redacted(o.URL))
 	}
 	d.Line("name", o.Name)
 	if o.Checksum != "" {
@@ -65,7 +67,7 @@ type Git struct {
 
 func (o Git) Describe(d *solver.Description) {
 	d.Line("op", "git")
-	d.Line("remote", o.Remote)
+	d.Line("remote", Redacted(o.Remote))
 	d.Line("ref", o.Ref)
 	d.Line("commit", o.Commit)
 	d.Line("subdir", o.Subdir)
@@ -91,6 +93,15 @@ func IsCommit(s string) bool {
 		}
 	}
 	return true
+}
+
+// Redacted is an address without its password, for messages and for what is
+// kept.
+func Redacted(address string) string {
+	if u, err := url.Parse(address); err == nil && u.User != nil {
+		return u.Redacted()
+	}
+	return address
 }
 
 // Volatile reports whether a leaf must be looked at anew in every build.
