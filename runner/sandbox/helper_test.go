@@ -21,8 +21,19 @@ func mapValues(m map[string]string) []string { return slices.Collect(maps.Values
 const helperEnv = "KILN_TEST_HELPER"
 
 // runHelper is a helper program: "parent" starts a sandbox, prints its pid
-// and waits.
+// and waits; "runtime" runs one with runc that ends.
 func runHelper() {
+	if os.Getenv(helperEnv) == "runtime" {
+		p, err := Start(context.Background(), Spec{Runtime: "runc", RootPath: os.Args[1], Command: Command{Args: []string{"/bin/box", "true"}}})
+		if err == nil {
+			_, err = p.Wait()
+		}
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
 	uid, _ := strconv.Atoi(os.Args[2])
 	p, err := Start(context.Background(), Spec{
 		RootPath: os.Args[1],

@@ -15,6 +15,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox/cgroup"
 )
 
 // external is a sandbox that an OCI runtime runs: created and started by two
@@ -52,7 +54,8 @@ func startRuntime(ctx context.Context, s *Spec, g groups) (_ *Process, err error
 	if x.path, err = filepath.Abs(x.path); err != nil {
 		return nil, err
 	}
-	if x.top, err = os.MkdirTemp("", "kiln-bundle-"); err != nil {
+	sweepBundles()
+	if x.top, err = os.MkdirTemp("", bundlePrefix+cgroup.NewName()+".*"); err != nil {
 		return nil, err
 	}
 	x.id, x.dir = filepath.Base(x.top), filepath.Join(x.top, "bundle")
@@ -92,6 +95,22 @@ func startRuntime(ctx context.Context, s *Spec, g groups) (_ *Process, err error
 	}
 	return p, nil
 }
+
+// bundlePrefix begins the names of bundles' folders, which go on with the name
+// of a control group: it says who made them.
+const bundlePrefix = "kiln-bundle-"
+
+// sweepBundles removes what processes that were killed have left, once.
+var sweepBundles = sync.OnceFunc(func() {
+	found, _ := filepath.Glob(filepath.Join(os.TempDir(), bundlePrefix+"*")) // the pattern is well formed
+	for _, dir := range found {
+		name, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), bundlePrefix), ".")
+		var st unix.Stat_t
+		if cgroup.Orphan(name) && unix.Lstat(dir, &st) == nil && int(st.Uid) == os.Geteuid() {
+			_ = os.RemoveAll(dir) // what stays is for the next process
+		}
+	}
+})
 
 // inMountNamespace calls f on a thread in a mount namespace of its own, which
 // ends with what f has started: mounts made in it are seen by that alone.

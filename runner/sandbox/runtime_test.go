@@ -2,12 +2,15 @@ package sandbox
 
 import (
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"kiln.build/runner/sandbox/cgroup"
 )
 
 // testRuntime is the Runtime of the sandboxes that spec describes.
@@ -88,6 +91,32 @@ func TestRuntimeSame(t *testing.T) {
 		if out != out2 || errOut != errOut2 || status.Code != status2.Code {
 			t.Errorf("%s: %q %q %d, with runc %q %q %d", c.args, out, errOut, status.Code, out2, errOut2, status2.Code)
 		}
+	}
+}
+
+// The folder of a process that was killed is removed by the next one.
+func TestRuntimeSweeps(t *testing.T) {
+	needRunc(t)
+	own := cgroup.NewName()
+	f := strings.Split(own, "-")
+	f[2] = "1" // another time: that process is gone
+	dead, alive := filepath.Join(os.TempDir(), bundlePrefix+strings.Join(f, "-")+".x"), filepath.Join(os.TempDir(), bundlePrefix+own+".x")
+	for _, d := range []string{dead, alive} {
+		if err := os.MkdirAll(filepath.Join(d, "state"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(d)
+	}
+	parent, out := startHelper(t, "runtime", root(t), "0")
+	text, err := io.ReadAll(out)
+	if err := errors.Join(err, parent.Wait()); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	if _, err := os.Stat(dead); err == nil {
+		t.Error("the folder of a dead process is still there")
+	}
+	if _, err := os.Stat(alive); err != nil {
+		t.Error("the folder of a live process:", err)
 	}
 }
 

@@ -53,6 +53,9 @@ func startTime(pid int) (uint64, bool) {
 	return t, err == nil
 }
 
+// Orphan says whether a name is one that NewName gave a process which is gone.
+func Orphan(name string) bool { return orphan(name) }
+
 // orphan says whether a name is one of NewName by a process that is gone.
 func orphan(name string) bool {
 	var ns, start uint64
