@@ -217,7 +217,11 @@ func (r *Runner) tar(ctx context.Context, o op.Tar) (solver.Result, error) {
 	defer f.Close()
 	l, err := r.unpack(ctx, f, "")
 	if err != nil {
-		return solver.Result{}, fmt.Errorf("%s: %w", o.Path, err)
+		name := o.Path
+		if o.Digest != "" { // a copy of kiln's own
+			name = "the archive of the build context"
+		}
+		return solver.Result{}, fmt.Errorf("%s: %w", name, err)
 	}
 	// It is unpacked in every build: the archive's own time keeps the image
 	// the same while the archive is.

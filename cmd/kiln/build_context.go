@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -124,7 +125,7 @@ func (b *builder) readStdin(in *buildInput, file string) error {
 			return errors.New("ambiguous Dockerfile: standard input is one, and --file names another")
 		}
 		in.name = "-"
-		in.dockerfile, err = os.ReadFile(at)
+		in.dockerfile, err = readText(at, "standard input")
 		return err
 	}
 	in.root, in.path = op.Tar{Path: at, Digest: sum}, file
@@ -133,6 +134,15 @@ func (b *builder) readStdin(in *buildInput, file string) error {
 		in.dockerfile, in.name, err = findDockerfile(file, "")
 	}
 	return err
+}
+
+// readText reads a Dockerfile that could be anything.
+func readText(file, from string) ([]byte, error) {
+	text, err := os.ReadFile(file)
+	if err == nil && bytes.IndexByte(text, 0) >= 0 {
+		return nil, fmt.Errorf("%s is neither a Dockerfile nor an archive that kiln knows: tar, plain or with gzip, bzip2, xz or zstd", from)
+	}
+	return text, err
 }
 
 // keepStream keeps a stream in a file for as long as the build goes on.
@@ -287,7 +297,7 @@ func (b *builder) fetchHTTP(ctx context.Context, o op.HTTP) (done bool, err erro
 	}
 	if in.dockerfile == nil {
 		in.name = o.Name
-		in.dockerfile, err = os.ReadFile(file)
+		in.dockerfile, err = readText(file, in.remote)
 	}
 	return true, err
 }
