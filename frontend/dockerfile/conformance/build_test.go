@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
@@ -31,11 +32,19 @@ type tools struct {
 func command(ctx context.Context, dir string, env []string, name string, args ...string) (stderr string, err error) {
 	c := exec.CommandContext(ctx, name, args...)
 	var errs bytes.Buffer
-	c.Dir, c.Env, c.Stderr = dir, append(os.Environ(), env...), &errs
+	c.Dir, c.Env, c.Stderr = dir, append(environment(), env...), &errs
 	if err := c.Run(); err != nil {
 		return errs.String(), fmt.Errorf("%s %q: %w\n%s", filepath.Base(name), args, err, errs.String())
 	}
 	return errs.String(), nil
+}
+
+// environment is ours but for what builds take from it.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(strings.ToLower(kv), "=")
+		return strings.HasSuffix(name, "_proxy") || strings.HasPrefix(name, "kiln_") || name == "source_date_epoch"
+	})
 }
 
 // prepare builds the program and the base in dir.

@@ -31,6 +31,7 @@ type testCase struct {
 	archive *txtar.Archive
 
 	flags    []string
+	needs    []string // programs of setup that not every machine has
 	message  string
 	position bool // Kiln's refusal names a line
 	differs  string
@@ -49,6 +50,8 @@ func readCase(path string) (*testCase, error) {
 			c.flags = append(c.flags, strings.Fields(value)...)
 		case "flag":
 			c.flags = append(c.flags, value)
+		case "needs":
+			c.needs = strings.Fields(value)
 		case "message":
 			c.message = value
 		case "position":

@@ -8,6 +8,7 @@
 //
 //	flags: --build-arg A=1 --target x     words of docker's build command
 //	flag: --label a=b c                   one word, blanks included
+//	needs: bzip2 xz                       programs that setup wants; without them the case is skipped
 //	message: REGEXP                       what Kiln's error must say
 //	position: none                        Kiln's error has no line to name
 //	differs: WHY                          Kiln differs on purpose; section "kiln" has how
