@@ -61,7 +61,7 @@ bench: kiln toolbox ## measure, beside other builders and the machine's limits
 
 # Packages with micro-benchmarks, and how often each is run.
 MICRO      ?= .
-MICROPKGS  ?= ./solver ./cache ./cache/archive ./cache/tree ./runner ./runner/sandbox
+MICROPKGS  ?= ./solver ./cache ./cache/archive ./cache/tree ./runner ./runner/sandbox ./exporter/blob
 MICROCOUNT ?= 6
 
 bench-micro: init ## micro-benchmarks, compared with the last commit

@@ -122,7 +122,11 @@ func (m *machine) buildkit(ctx context.Context) (builder, error) {
 			case "store":
 				argv = append(argv, "--output=type=image,name=bench")
 			case "oci":
-				argv = append(argv, "--output=type=oci,name=bench,dest="+o.to+compressionField(o))
+				field := compressionField(o)
+				if field != "" {
+					field += ",force-compression=true" // or it takes what it has, however compressed
+				}
+				argv = append(argv, "--output=type=oci,name=bench,dest="+o.to+field)
 			case "push":
 				argv = append(argv, "--output=type=image,push=true,registry.insecure=true,name="+o.to)
 			}

@@ -84,7 +84,7 @@ func (m *machine) bigFile(dir string, i int) []step {
 func export(m *machine) ([]lane, error) {
 	const gzip, zstd, again = "export 1 GiB, gzip", "export 1 GiB, zstd", "export 1 GiB, gzip again"
 	lanes, err := m.builders(func(b builder, dir string) (lane, error) {
-		to := func(c string) output { return output{kind: "oci", to: dir + ".tar", compression: c} }
+		to := func(c string) output { return output{kind: "oci", to: dir + "." + c + ".tar", compression: c} }
 		return lane{turn: func(i int) []step {
 			return []step{
 				change(dir+"/nonce", i),

@@ -16,7 +16,7 @@ import (
 var quick = 1
 
 // bigLayer is a layer of many files, one of which has its own content.
-func bigLayer(t *testing.T, s *cache.Store, own string) solver.Layer {
+func bigLayer(t testing.TB, s *cache.Store, own string) solver.Layer {
 	t.Helper()
 	words := make([]string, 5000)
 	for i := range words {
@@ -37,7 +37,7 @@ func bigLayer(t *testing.T, s *cache.Store, own string) solver.Layer {
 	return storetest.Layer(t, s, lines...)
 }
 
-func packed(t *testing.T, m *Maker, l solver.Layer, f Form) Blob {
+func packed(t testing.TB, m *Maker, l solver.Layer, f Form) Blob {
 	t.Helper()
 	b, err := m.Pack(t.Context(), []solver.Layer{l}, 0, f, nil)
 	if err != nil {
@@ -107,5 +107,20 @@ func TestBlocksDamaged(t *testing.T) {
 		if got := packed(t, m, bigLayer(t, s, "x"), f); got.Descriptor.Digest != clean.Descriptor.Digest {
 			t.Errorf("%s: %v, want %v", what, got, clean)
 		}
+	}
+}
+
+// BenchmarkOneFileChanged packs a layer of many files in which one is new each
+// time.
+func BenchmarkOneFileChanged(b *testing.B) {
+	s := storetest.Open(b)
+	m := &Maker{Store: s}
+	f := Form{Compression: archive.Gzip}
+	packed(b, m, bigLayer(b, s, ""), f)
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		l := bigLayer(b, s, fmt.Sprint(i))
+		b.StartTimer()
+		packed(b, m, l, f)
 	}
 }
