@@ -80,6 +80,7 @@ type builder struct {
 	in        *buildInput
 	store     *cache.Store
 	runner    *runner.Runner
+	agents    agents
 	outputs   []exporter.Output
 	platforms []ocispecs.Platform
 	display   display
@@ -129,6 +130,7 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if b.in, err = b.readInput(path); err != nil {
 		return err
 	}
+	defer b.agents.close()
 	if b.runner, err = b.newRunner(); err != nil {
 		return err
 	}
@@ -284,7 +286,11 @@ func (b *builder) newRunner() (*runner.Runner, error) {
 	if r.Secrets, err = readSecrets(sources); err != nil {
 		return nil, err
 	}
-	if r.SSH, err = parseSSH(b.flags.ssh); err != nil {
+	keys, err := parseSSH(b.flags.ssh)
+	if err != nil {
+		return nil, err
+	}
+	if r.SSH, err = b.agents.start(b.store, keys); err != nil {
 		return nil, err
 	}
 	r.Network = b.app.stepNetwork()

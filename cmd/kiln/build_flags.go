@@ -88,7 +88,7 @@ func (f *buildFlags) register(fs *pflag.FlagSet) {
 	f.registerCall(fs)
 	fs.BoolVar(&f.pull, "pull", false, "look base images up in their registry even if the store has them")
 	fs.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME] (repeatable)")
-	fs.StringArrayVar(&f.ssh, "ssh", nil, "agent for RUN --mount=type=ssh, default|ID[=SOCKET] (repeatable)")
+	fs.StringArrayVar(&f.ssh, "ssh", nil, "agent for RUN --mount=type=ssh and for git, default|ID[=SOCKET|KEY[,KEY]] (repeatable)")
 	fs.StringVar(&f.network, "network", "default", "network of RUN steps: default, none or host")
 	fs.StringSliceVar(&f.addHosts, "add-host", nil, "line of /etc/hosts in RUN steps, NAME:IP; host-gateway is this machine (repeatable)")
 	fs.StringVar(&f.runtime, "runtime", "", "OCI runtime, such as runc, for RUN steps (default kiln's own sandbox)")
@@ -340,31 +340,6 @@ func readSecrets(sources map[string]secretSource) (map[string][]byte, error) {
 			return nil, fmt.Errorf("secret %q: %w", id, err)
 		}
 		m[id] = v
-	}
-	return m, nil
-}
-
-// parseSSH parses --ssh default|ID[=SOCKET] to sockets by id.
-func parseSSH(flags []string) (map[string]string, error) {
-	m := map[string]string{}
-	for _, s := range flags {
-		id, path, ok := strings.Cut(s, "=")
-		if id == "" {
-			return nil, fmt.Errorf("--ssh=%q: no id", s)
-		}
-		if !ok {
-			if path = os.Getenv("SSH_AUTH_SOCK"); path == "" {
-				return nil, fmt.Errorf("--ssh=%s: SSH_AUTH_SOCK is not set: start an agent, or give %s=SOCKET", s, id)
-			}
-		}
-		fi, err := os.Stat(path)
-		if err != nil {
-			return nil, fmt.Errorf("--ssh=%s: %w", s, err)
-		}
-		if fi.Mode()&os.ModeSocket == 0 {
-			return nil, fmt.Errorf("--ssh=%s: %s is not an agent's socket", s, path)
-		}
-		m[id] = path
 	}
 	return m, nil
 }
