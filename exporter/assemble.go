@@ -104,7 +104,7 @@ func (e *Exporter) assemble(ctx context.Context, f Form, image Image) (manifest,
 	if f.DockerTypes {
 		m.MediaType, m.Config.MediaType = layout.DockerManifest, layout.DockerConfig
 	}
-	if m.Config, err = e.writeJSON(ctx, m.Config.MediaType, config); err != nil {
+	if m.Config, err = e.writeConfig(ctx, m.Config.MediaType, config, image.Output.Layers); err != nil {
 		return manifest{}, err
 	}
 	m.Layers = make([]v1.Descriptor, len(blobs))
@@ -121,6 +121,30 @@ func (e *Exporter) assemble(ctx context.Context, f Form, image Image) (manifest,
 	desc.Platform = &p
 	desc.Annotations = annotationsAt(f.Annotations, OnManifestDescriptor, config.Platform)
 	return manifest{descriptor: desc, id: m.Config.Digest}, nil
+}
+
+// writeConfig writes an image's config, with the build's cache in it if that is
+// asked for.
+func (e *Exporter) writeConfig(ctx context.Context, mediaType string, config any, stack []solver.Layer) (v1.Descriptor, error) {
+	if e.Inline == nil {
+		return e.writeJSON(ctx, mediaType, config)
+	}
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	key, value, err := e.Inline(stack)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return v1.Descriptor{}, err
+	}
+	if fields[key], err = json.Marshal(value); err != nil {
+		return v1.Descriptor{}, err
+	}
+	return e.writeJSON(ctx, mediaType, fields)
 }
 
 // layers makes the blobs of a stack, several at a time.

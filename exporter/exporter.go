@@ -42,6 +42,10 @@ type Exporter struct {
 	// where there is no way.
 	Fetch func(context.Context, solver.Origin) error
 
+	// Inline, if set, returns a field for the configs of images: the cache of
+	// the build that made a stack, for others that have the image.
+	Inline func(stack []solver.Layer) (key string, value []byte, err error)
+
 	// Epoch, if set, is the latest time in anything that is exported.
 	Epoch *time.Time
 

@@ -26,6 +26,8 @@ type Options struct {
 	From  []Driver
 	To    []Sink
 
+	KeepInline bool // for Inline
+
 	// Unpack brings a layer of a base image into the store.
 	Unpack func(context.Context, solver.Origin) (solver.Layer, error)
 
@@ -42,9 +44,10 @@ type Cache struct {
 	sinks   []*sink
 	group   singleflight.Group
 
-	mu    sync.Mutex
-	from  map[digest.Digest]*source // where layers and blobs are from
-	taken map[digest.Digest]*entry  // results of sources that were used
+	mu     sync.Mutex
+	inline []entry
+	from   map[digest.Digest]*source // where layers and blobs are from
+	taken  map[digest.Digest]*entry  // results of sources that were used
 }
 
 // New returns a cache. What it begins ends with the context.
@@ -68,7 +71,7 @@ func New(ctx context.Context, o Options) (*Cache, error) {
 func (c *Cache) Lookup(ctx context.Context, key digest.Digest) (solver.Result, error) {
 	res, err := c.o.Store.Lookup(ctx, key)
 	if err == nil {
-		if len(c.sinks) > 0 {
+		if len(c.sinks) > 0 || c.o.KeepInline {
 			if r, err := c.o.Store.Record(key); err == nil {
 				c.add(entry{Key: key, Description: r.Description, Name: r.Name, Created: r.Created, Result: r.Result, Stack: r.Stack})
 			}
@@ -114,6 +117,13 @@ func (c *Cache) Save(ctx context.Context, a *solver.Action, r solver.Result) err
 }
 
 func (c *Cache) add(e entry) {
+	if c.o.KeepInline {
+		c.mu.Lock()
+		if !slices.ContainsFunc(c.inline, func(o entry) bool { return o.Key == e.Key }) {
+			c.inline = append(c.inline, e)
+		}
+		c.mu.Unlock()
+	}
 	for _, s := range c.sinks {
 		s.add(e)
 	}
@@ -167,12 +177,13 @@ func (c *Cache) fetch(ctx context.Context, d digest.Digest, get func(*source, co
 		if s == nil {
 			return nil, fmt.Errorf("content %s is not in the store", d)
 		}
-		_, listed := s.pieces[d]
+		p, listed := s.pieces[d]
 		err := get(s, ctx, c.o.Store, d)
 		if err == nil || ctx.Err() != nil {
 			return nil, err
 		}
-		return nil, c.lost(d, err, listed)
+		// Not every layer comes out of an image as it went in.
+		return nil, c.lost(d, err, listed && !(p.Tar && errors.Is(err, errContent)))
 	})
 	return err
 }

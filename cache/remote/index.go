@@ -38,6 +38,19 @@ type piece struct {
 	Size   int64         `json:"size"`             // of the object, in bytes
 	Offset int64         `json:"offset,omitempty"` // of the piece in it
 	Length int64         `json:"length"`
+
+	// Tar says that the object is the blob of an image's layer, in which the
+	// top directory may be left out.
+	Tar bool `json:"tar,omitempty"`
+	Top *top `json:"top,omitempty"`
+}
+
+// top is the top directory of a layer.
+type top struct {
+	Mode  uint32 `json:"mode"`
+	UID   int    `json:"uid,omitempty"`
+	GID   int    `json:"gid,omitempty"`
+	Mtime int64  `json:"mtime,omitempty"` // ns since the epoch
 }
 
 func (p piece) descriptor() v1.Descriptor {
@@ -48,17 +61,8 @@ func (p piece) descriptor() v1.Descriptor {
 const indexMax = 256 << 20
 
 func decodeIndex(b []byte) (*index, error) {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(indexMax))
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	text, err := d.DecodeAll(b, nil)
-	if err != nil {
-		return nil, fmt.Errorf("index: %w", err)
-	}
 	x := &index{}
-	if err := json.Unmarshal(text, x); err != nil {
+	if err := unpackJSON(b, x); err != nil {
 		return nil, fmt.Errorf("index: %w", err)
 	}
 	if x.Version != 1 {
@@ -111,8 +115,23 @@ func (e *entry) check() error {
 	return nil
 }
 
-func (x *index) encode() ([]byte, error) {
-	text, err := json.Marshal(x)
+func (x *index) encode() ([]byte, error) { return packJSON(x) }
+
+func unpackJSON(b []byte, v any) error {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(indexMax))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	text, err := d.DecodeAll(b, nil)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, v)
+}
+
+func packJSON(v any) ([]byte, error) {
+	text, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,8 @@ func manifest(index []byte, objects []v1.Descriptor) ([]byte, v1.Descriptor, err
 	return raw, config, err
 }
 
+var errNoCache = errors.New("it is no build cache")
+
 // configOf is the descriptor of the index in a manifest.
 func configOf(raw []byte) (v1.Descriptor, error) {
 	var m v1.Manifest
@@ -39,7 +41,7 @@ func configOf(raw []byte) (v1.Descriptor, error) {
 		return v1.Descriptor{}, err
 	}
 	if m.Config.MediaType != TypeIndex {
-		return v1.Descriptor{}, fmt.Errorf("it is no build cache but %q", m.Config.MediaType)
+		return v1.Descriptor{}, errNoCache
 	}
 	if m.Config.Size > indexMax {
 		return v1.Descriptor{}, fmt.Errorf("an index of %d bytes is too large", m.Config.Size)
@@ -65,7 +67,7 @@ func (r *Registry) Name() string { return r.Ref.Familiar() }
 
 // Index implements [Driver].
 func (r *Registry) Index(ctx context.Context) ([]byte, error) {
-	_, raw, err := r.Client.Manifest(ctx, r.Ref)
+	desc, raw, err := r.Client.Manifest(ctx, r.Ref)
 	var none *registry.NotFoundError
 	if errors.As(err, &none) {
 		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
@@ -74,6 +76,13 @@ func (r *Registry) Index(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	config, err := configOf(raw)
+	if errors.Is(err, errNoCache) {
+		x, err := r.inlineIndex(ctx, desc, raw)
+		if err != nil {
+			return nil, err
+		}
+		return x.encode()
+	}
 	if err != nil {
 		return nil, err
 	}

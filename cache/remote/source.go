@@ -7,13 +7,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	"kiln.build/cache"
 	"kiln.build/cache/archive"
+	"kiln.build/cache/tree"
 )
 
 // source is a cache that is read.
@@ -140,7 +144,14 @@ func (s *source) pack(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 
 // layer brings a layer into the store.
 func (s *source) layer(ctx context.Context, store *cache.Store, want digest.Digest) error {
-	r, err := s.open(ctx, want)
+	var r io.ReadCloser
+	var err error
+	p := s.pieces[want]
+	if p.Tar {
+		r, err = s.driver.Get(ctx, p.descriptor())
+	} else {
+		r, err = s.open(ctx, want)
+	}
 	if err != nil {
 		return err
 	}
@@ -150,15 +161,39 @@ func (s *source) layer(ctx context.Context, store *cache.Store, want digest.Dige
 		return err
 	}
 	defer draft.Discard()
-	t, err := archive.ReadLayer(ctx, r, draft.FS)
+	var t *tree.Tree
+	if p.Tar {
+		t, err = archive.Unpack(ctx, r, draft.FS, archive.UnpackOptions{Layer: true})
+	} else {
+		t, err = archive.ReadLayer(ctx, r, draft.FS)
+	}
 	if err != nil {
 		return err
+	}
+	if p.Top != nil {
+		if err := setTop(draft.FS, t, p.Top); err != nil {
+			return err
+		}
 	}
 	if t.Digest() != want {
 		return errContent
 	}
 	_, err = draft.Commit(ctx, t)
 	return err
+}
+
+// setTop gives a layer the top directory that a tar stream has left out, for
+// it was as in the layer below.
+func setTop(dir string, t *tree.Tree, a *top) error {
+	e := tree.Entry{Type: tree.Dir, Mode: a.Mode & 0o7777, UID: a.UID, GID: a.GID, Mtime: a.Mtime}
+	if have, ok := t.Lookup(""); ok {
+		*have = e
+	} else {
+		t.Entries = slices.Insert(t.Entries, 0, e)
+	}
+	ts := unix.NsecToTimespec(a.Mtime)
+	return errors.Join(os.Lchown(dir, a.UID, a.GID), unix.Chmod(dir, e.Mode),
+		unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 // blobMax bounds a blob of a result, in bytes.

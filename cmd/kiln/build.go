@@ -368,6 +368,9 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 	if err != nil {
 		return nil, warnings, err
 	}
+	if b.remote, err = b.remotes(ctx); err != nil {
+		return nil, warnings, err
+	}
 	run, err := b.ahead(ctx, targets)
 	if err != nil {
 		return nil, warnings, err
@@ -377,9 +380,6 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 		s.Reuse = b.runner.Reuse
 	}
 	s.Place = func(ctx context.Context) (func(), error) { return b.store.Job(ctx, jobs) }
-	if b.remote, err = b.remotes(ctx); err != nil {
-		return nil, warnings, err
-	}
 	if b.remote != nil {
 		s.Cache, s.Runner = b.remote, remote.Runner{Runner: run, Cache: b.remote}
 	}

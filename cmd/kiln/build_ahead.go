@@ -19,10 +19,14 @@ func (b *builder) exporter() (*exporter.Exporter, error) {
 		return nil, err
 	}
 	out, _ := b.app.stdout.(*os.File)
-	return &exporter.Exporter{
+	x := &exporter.Exporter{
 		Store: b.store, Client: b.runner.Registry, Fetch: b.runner.FetchBlob, Epoch: epoch, Stdout: b.app.stdout,
 		Terminal: out != nil && term.IsTerminal(out.Fd()),
-	}, nil
+	}
+	if slices.ContainsFunc(b.cacheTo, func(c remoteCache) bool { return c.kind == "inline" }) {
+		x.Inline = b.remote.Inline
+	}
+	return x, nil
 }
 
 // ahead is a Runner that makes the blobs of an image's layers while the next

@@ -145,6 +145,11 @@ func (f *buildFlags) parseRemotes() (from, to []remoteCache, err error) {
 		}
 		to = append(to, c)
 	}
+	for _, a := range f.buildArgs { // as BuildKit takes it, too
+		if a == "BUILDKIT_INLINE_CACHE=1" || a == "BUILDKIT_INLINE_CACHE=true" {
+			to = append(to, remoteCache{kind: "inline"})
+		}
+	}
 	return from, to, nil
 }
 
@@ -159,6 +164,7 @@ func (b *builder) remotes(ctx context.Context) (*remote.Cache, error) {
 	}
 	for _, c := range b.cacheTo {
 		if c.kind == "inline" || b.flags.dryRun {
+			o.KeepInline = o.KeepInline || c.kind == "inline"
 			continue
 		}
 		staging, err := b.store.Scratch("cache-staging")
@@ -167,7 +173,7 @@ func (b *builder) remotes(ctx context.Context) (*remote.Cache, error) {
 		}
 		o.To = append(o.To, remote.Sink{Driver: b.driver(c, staging), Min: c.min})
 	}
-	if len(o.From)+len(o.To) == 0 {
+	if len(o.From)+len(o.To) == 0 && !o.KeepInline {
 		return nil, nil
 	}
 	return remote.New(ctx, o)
