@@ -84,7 +84,7 @@ func prepare(ctx context.Context, dir string) (*tools, error) {
 		"-o", "type=oci,tar=false,dest="+t.layout, "-o", "type=oci,dest="+archive, from); err != nil {
 		return nil, err
 	}
-	if t.base, err = readImage(archive); err != nil {
+	if t.base, err = readImage(archive, nil); err != nil {
 		return nil, err
 	}
 	text, err := os.ReadFile(filepath.Join(t.layout, "index.json"))
@@ -177,7 +177,7 @@ func (t *tools) outcome(archive, said string, err error) (listing, stderr string
 	case err != nil:
 		return "", said, err
 	}
-	img, err := readImage(archive)
+	img, err := readImage(archive, t.base)
 	if err != nil {
 		return "", said, err
 	}

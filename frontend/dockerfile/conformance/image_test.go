@@ -22,22 +22,23 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// image is an archive in OCI form, in memory.
+// image is what an archive in OCI form holds.
 type image struct {
 	config  []byte
-	layers  [][]byte
+	layers  [][]byte // nil where the base has the same
 	diffIDs []digest.Digest
 	history []ocispecs.History
 }
 
-// readImage reads the only image of an OCI archive.
-func readImage(file string) (*image, error) {
+// readImage reads the only image of an OCI archive. Layers of the base, which
+// may be nil, are left out: they are the most of it.
+func readImage(file string, base *image) (*image, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	files := map[string][]byte{}
+	files := map[string]*io.SectionReader{}
 	r := tar.NewReader(f)
 	for {
 		h, err := r.Next()
@@ -47,30 +48,63 @@ func readImage(file string) (*image, error) {
 		if err != nil {
 			return nil, err
 		}
-		if files[h.Name], err = io.ReadAll(r); err != nil {
+		at, err := f.Seek(0, io.SeekCurrent)
+		if err != nil {
 			return nil, err
 		}
+		files[h.Name] = io.NewSectionReader(f, at, h.Size)
 	}
-	blob := func(d digest.Digest) []byte { return files["blobs/"+d.Algorithm().String()+"/"+d.Encoded()] }
+	read := func(name string) ([]byte, error) {
+		s, ok := files[name]
+		if !ok {
+			return nil, fmt.Errorf("%s has no %s", file, name)
+		}
+		data := make([]byte, s.Size())
+		_, err := io.ReadFull(io.NewSectionReader(s, 0, s.Size()), data)
+		return data, err
+	}
+	blob := func(d digest.Digest) ([]byte, error) {
+		return read("blobs/" + d.Algorithm().String() + "/" + d.Encoded())
+	}
+	data, err := read("index.json")
+	if err != nil {
+		return nil, err
+	}
 	var index ocispecs.Index
-	if err := json.Unmarshal(files["index.json"], &index); err != nil {
+	if err := json.Unmarshal(data, &index); err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
 	}
 	if len(index.Manifests) != 1 {
 		return nil, fmt.Errorf("%d images, want one", len(index.Manifests))
 	}
+	if data, err = blob(index.Manifests[0].Digest); err != nil {
+		return nil, err
+	}
 	var manifest ocispecs.Manifest
-	if err := json.Unmarshal(blob(index.Manifests[0].Digest), &manifest); err != nil {
+	if err := json.Unmarshal(data, &manifest); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	img := &image{config: blob(manifest.Config.Digest)}
+	img := &image{}
+	if img.config, err = blob(manifest.Config.Digest); err != nil {
+		return nil, err
+	}
 	var config ocispecs.Image
 	if err := json.Unmarshal(img.config, &config); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
 	img.diffIDs, img.history = config.RootFS.DiffIDs, config.History
-	for _, l := range manifest.Layers {
-		data := blob(l.Digest)
+	if len(img.diffIDs) != len(manifest.Layers) {
+		return nil, fmt.Errorf("%d layers, but %d in the config", len(manifest.Layers), len(img.diffIDs))
+	}
+	for i, l := range manifest.Layers {
+		if base != nil && i < len(base.diffIDs) && base.diffIDs[i] == img.diffIDs[i] {
+			img.layers = append(img.layers, nil)
+			continue
+		}
+		data, err := blob(l.Digest)
+		if err != nil {
+			return nil, err
+		}
 		if bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
 			z, err := gzip.NewReader(bytes.NewReader(data))
 			if err != nil {
@@ -79,6 +113,9 @@ func readImage(file string) (*image, error) {
 			if data, err = io.ReadAll(z); err != nil {
 				return nil, err
 			}
+		}
+		if got := digest.FromBytes(data); got != img.diffIDs[i] {
+			return nil, fmt.Errorf("layer %d is %s, in the config %s", i, got, img.diffIDs[i])
 		}
 		img.layers = append(img.layers, data)
 	}
@@ -117,7 +154,7 @@ func (img *image) listing(base *image) (string, error) {
 		}
 		fmt.Fprintf(&b, "  %s %s\n", kind, quoteIfOdd(h.CreatedBy))
 	}
-	if filled != len(layers) || len(layers) != len(img.diffIDs)-len(img.layers)+len(layers) {
+	if filled != len(layers) {
 		fmt.Fprintf(&b, "  %d layers, %d in the history\n", len(layers), filled)
 	}
 	if based {
