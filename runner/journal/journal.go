@@ -275,10 +275,7 @@ func (j File) since(at *part) ([]*part, error) {
 	for i := range max(j.Keep, 1) + 1 { // one more, which a turn may just have made
 		f, err := os.Open(j.at(i))
 		if errors.Is(err, fs.ErrNotExist) {
-			if i == 0 {
-				continue // between two names
-			}
-			break
+			continue // the end, or a file between two names: there may be older ones
 		}
 		if err != nil {
 			return undo(err)
