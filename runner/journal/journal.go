@@ -262,15 +262,38 @@ func (p *part) lines(f func([]byte) error) error {
 }
 
 // since opens the parts that are newer than the one that is being read, which
-// comes first, the oldest first. Going from the newest back, nothing is
-// missed that is put aside meanwhile.
+// comes first, the oldest first. If the file is put aside meanwhile it looks
+// again; should that go on and on, what is new is left for the next time.
 func (j File) since(at *part) ([]*part, error) {
-	var newer []*part
-	undo := func(err error) ([]*part, error) {
+	for range 100 {
+		newer, whole, err := j.newer(at)
+		if err == nil && whole {
+			if at != nil {
+				newer = append(newer, at)
+			}
+			slices.Reverse(newer)
+			return newer, nil
+		}
 		for _, p := range newer {
 			p.close()
 		}
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
+	}
+	if at == nil {
+		return nil, nil
+	}
+	return []*part{at}, nil
+}
+
+// newer opens the parts newer than at, the newest first. Within one turn each
+// file goes up by one name, so going up the names meets them all, some twice.
+// whole is false if there was more than one turn.
+func (j File) newer(at *part) (newer []*part, whole bool, err error) {
+	first, err := os.Stat(j.Path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, false, err
 	}
 	for i := range max(j.Keep, 1) + 1 { // one more, which a turn may just have made
 		f, err := os.Open(j.at(i))
@@ -278,11 +301,11 @@ func (j File) since(at *part) ([]*part, error) {
 			continue // the end, or a file between two names: there may be older ones
 		}
 		if err != nil {
-			return undo(err)
+			return newer, false, err
 		}
 		info, err := f.Stat()
 		if err != nil {
-			return undo(errors.Join(err, f.Close()))
+			return newer, false, errors.Join(err, f.Close())
 		}
 		if at != nil && os.SameFile(info, at.info) {
 			_ = f.Close()
@@ -294,9 +317,10 @@ func (j File) since(at *part) ([]*part, error) {
 		}
 		newer = append(newer, &part{f: f, info: info, r: bufio.NewReaderSize(f, 32<<10)})
 	}
-	if at != nil {
-		newer = append(newer, at)
+	last, err := os.Stat(j.Path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return newer, false, err
 	}
-	slices.Reverse(newer)
-	return newer, nil
+	whole = first == nil && last == nil || first != nil && last != nil && os.SameFile(first, last)
+	return newer, whole, nil
 }
