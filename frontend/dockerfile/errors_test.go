@@ -22,7 +22,7 @@ func TestErrorSnippets(t *testing.T) {
 		{name: "CRLF", text: "FROM base\r\nCOPYY a \\\r\n  b\r\nRUN c\r\n", want: "did you mean COPY?", marked: []string{"COPYY a \\", "  b"}},
 		{name: "unknown instruction", text: "FROM base\nENTRPOINT x", want: "unknown instruction: ENTRPOINT (did you mean ENTRYPOINT?)", marked: []string{"ENTRPOINT x"}},
 		{name: "lower case", text: "from base\nexpos 80", want: "did you mean expose?", marked: []string{"expos 80"}},
-		{name: "unknown flag", text: "FROM base\nCOPY --chwon=1 a b", want: "unknown flag: --chwon (did you mean chown?)", marked: []string{"COPY --chwon=1 a b"}},
+		{name: "unknown flag", text: "FROM base\nCOPY --chwn=1 a b", want: "unknown flag: --chwn (did you mean chown?)", marked: []string{"COPY --chwn=1 a b"}},
 		{name: "flag twice", text: "FROM base\nCOPY --chown=1 --chown=2 a b", want: "duplicate flag specified: --chown", marked: []string{"COPY --chown=1 --chown=2 a b"}},
 		{name: "flag without value", text: "FROM base\nCOPY --chown a b", want: "missing a value on flag: --chown", marked: []string{"COPY --chown a b"}},
 		{name: "no boolean", text: "FROM base\nCOPY --link=maybe a b", want: "expecting boolean value for flag --link", marked: []string{"COPY --link=maybe a b"}},
