@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"kiln.build/cache/registry/registrytest"
 )
 
 // secured asks for a password; user is an empty name for none.
@@ -99,40 +98,7 @@ func TestCredentialHelper(t *testing.T) {
 // The same against Debian's docker-registry.
 func TestRealRegistry(t *testing.T) {
 	isolate(t)
-	path, err := exec.LookPath("docker-registry")
-	if err != nil {
-		t.Skip("docker-registry is not installed")
-	}
-	dir, host := t.TempDir(), closedPort(t)
-	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %q}\n", dir, host)
-	if err := os.WriteFile(filepath.Join(dir, "config.yml"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(path, "serve", filepath.Join(dir, "config.yml"))
-	// It takes REGISTRY_AUTH_FILE for a setting of its own.
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "REGISTRY_") })
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("docker-registry: %s", output.Bytes())
-		}
-	}()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // there is no sign but that
-		resp, err := http.Get("http://" + host + "/v2/")
-		if err == nil {
-			resp.Body.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	host := registrytest.Start(t)
 
 	c, l := newClient(t, Options{}), newLayout(t)
 	multi := index(t, l, image(t, l, amd64, noise(1, 3<<20), noise(2, 10)), image(t, l, arm64, noise(1, 3<<20), noise(3, 0)))
