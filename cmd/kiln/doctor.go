@@ -93,6 +93,10 @@ func (a *app) examine(ctx context.Context) *diagnosis {
 	d.Isolation = isolation(mode)
 	d.Overlay, d.Cgroups, d.Limits = facts.Overlay, facts.Cgroups, facts.CgroupsWritable
 	d.Seccomp, d.Fuse = facts.Seccomp, facts.Fuse
+	if !d.Fuse {
+		d.problem(false, "what RUN steps read is not traced, so each runs again with any change of the files copied before it: /dev/fuse cannot be opened",
+			"modprobe fuse && chmod 0666 /dev/fuse")
+	}
 	if enterErr != nil {
 		d.problem(true, enterErr.Error(), "")
 	}
