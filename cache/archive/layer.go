@@ -70,10 +70,10 @@ func WriteLayer(ctx context.Context, w io.Writer, dir string, t *tree.Tree) erro
 }
 
 // ReadLayer writes a layer that WriteLayer wrote into dir, which is empty, and
-// returns its listing. Everything is checked against the listing; whose digest
-// the caller checks. Where the layer needs rights that the process does not
-// have, it fails.
-func ReadLayer(ctx context.Context, r io.Reader, dir string) (*tree.Tree, error) {
+// returns its listing, whose digest must be want: nothing is written before
+// that is known. Everything is checked against the listing. Where the layer
+// needs rights that the process does not have, it fails.
+func ReadLayer(ctx context.Context, r io.Reader, dir string, want digest.Digest) (*tree.Tree, error) {
 	in := bufio.NewReaderSize(r, 1<<20)
 	head := make([]byte, len(layerMagic)+8)
 	if _, err := io.ReadFull(in, head); err != nil {
@@ -89,6 +89,9 @@ func ReadLayer(ctx context.Context, r io.Reader, dir string) (*tree.Tree, error)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if t.Digest() != want {
+		return nil, &CorruptError{Layer: want, Reason: "its listing has the digest " + t.Digest().String()}
 	}
 	d, err := openDisk(dir)
 	if err != nil {

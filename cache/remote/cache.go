@@ -61,6 +61,13 @@ func New(ctx context.Context, o Options) (*Cache, error) {
 		if err != nil {
 			return nil, err
 		}
+		s.fetch = func(d digest.Digest, blob bool) error {
+			get := (*source).layer
+			if blob {
+				get = (*source).blob
+			}
+			return c.fetch(ctx, d, get)
+		}
 		c.sinks = append(c.sinks, s)
 	}
 	return c, nil
@@ -73,7 +80,7 @@ func (c *Cache) Lookup(ctx context.Context, key digest.Digest) (solver.Result, e
 	if err == nil {
 		if len(c.sinks) > 0 || c.o.KeepInline {
 			if r, err := c.o.Store.Record(key); err == nil {
-				c.add(entry{Key: key, Description: r.Description, Name: r.Name, Created: r.Created, Result: r.Result, Stack: r.Stack})
+				c.add(entry{Key: key, Description: r.Description, Name: r.Name, Created: r.Created, Result: r.Result, Stack: r.Stack}, false)
 			}
 		}
 		return res, nil
@@ -92,7 +99,7 @@ func (c *Cache) Lookup(ctx context.Context, key digest.Digest) (solver.Result, e
 			c.from[e.Result.Blob] = s
 		}
 		c.mu.Unlock()
-		c.add(*e)
+		c.add(*e, false)
 		return e.Result, nil
 	}
 	return solver.Result{}, err
@@ -112,20 +119,23 @@ func (c *Cache) Save(ctx context.Context, a *solver.Action, r solver.Result) err
 	if a.Step != nil {
 		e.Name = a.Step.Name
 	}
-	c.add(e)
+	c.add(e, true)
 	return nil
 }
 
-func (c *Cache) add(e entry) {
+func (c *Cache) add(e entry, made bool) {
 	if c.o.KeepInline {
 		c.mu.Lock()
-		if !slices.ContainsFunc(c.inline, func(o entry) bool { return o.Key == e.Key }) {
+		i := slices.IndexFunc(c.inline, func(o entry) bool { return o.Key == e.Key })
+		if i < 0 {
 			c.inline = append(c.inline, e)
+		} else if made {
+			c.inline[i] = e
 		}
 		c.mu.Unlock()
 	}
 	for _, s := range c.sinks {
-		s.add(e)
+		s.add(e, made)
 	}
 }
 
@@ -212,12 +222,15 @@ func (c *Cache) lost(d digest.Digest, err error, listed bool) error {
 	return &LostError{Cache: s.driver.Name(), Err: err}
 }
 
-// Finish ends the use of the caches: results whose content was fetched are
-// kept in the store, and sinks get what is left, and their index. images are
-// the outputs that were built, nil if the build failed.
-func (c *Cache) Finish(ctx context.Context, images []solver.Output) error {
+// Settle keeps the results whose content was fetched in the store. It is to be
+// called before an evaluation is repeated.
+func (c *Cache) Settle(ctx context.Context) error {
+	c.mu.Lock()
+	taken := c.taken
+	c.taken = map[digest.Digest]*entry{}
+	c.mu.Unlock()
 	var failed error
-	for key, e := range c.taken {
+	for key, e := range taken {
 		if !c.present(e) {
 			continue
 		}
@@ -227,6 +240,14 @@ func (c *Cache) Finish(ctx context.Context, images []solver.Output) error {
 		}
 		failed = errors.Join(failed, c.o.Store.Save(ctx, a, e.Result))
 	}
+	return failed
+}
+
+// Finish ends the use of the caches: results whose content was fetched are
+// kept in the store, and sinks get what is left, and their index. images are
+// the outputs that were built, nil if the build failed.
+func (c *Cache) Finish(ctx context.Context, images []solver.Output) error {
+	failed := c.Settle(ctx)
 	var layers []solver.Layer
 	for _, o := range images {
 		layers = append(layers, o.Layers...)

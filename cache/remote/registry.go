@@ -166,9 +166,31 @@ type Local struct {
 
 	// Digest, if set, names the manifest to be read in place of the tag.
 	Digest digest.Digest
+
+	mu    sync.Mutex
+	lease *layout.Lease // keeps what was put until it is committed
 }
 
 var _ Driver = (*Local)(nil)
+
+// hold keeps others' collections away from what is put.
+func (l *Local) hold(ctx context.Context, x *layout.Layout) (err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lease == nil {
+		l.lease, err = x.Lease(ctx)
+	}
+	return err
+}
+
+func (l *Local) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lease != nil {
+		l.lease.Release()
+		l.lease = nil
+	}
+}
 
 // Name implements [Driver].
 func (l *Local) Name() string { return l.Dir }
@@ -232,6 +254,9 @@ func (l *Local) Put(ctx context.Context, d v1.Descriptor, file string) error {
 		return err
 	}
 	defer f.Close()
+	if err := l.hold(ctx, x); err != nil {
+		return err
+	}
 	_, err = x.Write(ctx, d, f)
 	return err
 }
@@ -249,12 +274,11 @@ func (l *Local) Commit(ctx context.Context, index []byte, objects []v1.Descripto
 	if missing, err := l.Missing(ctx, objects); err != nil || len(missing) > 0 {
 		return errors.Join(err, fmt.Errorf("%d objects are not in the folder", len(missing)))
 	}
-	lease, err := x.Lease(ctx)
-	if err != nil {
+	if err := l.hold(ctx, x); err != nil {
 		return err
 	}
 	err = func() error {
-		defer lease.Release()
+		defer l.release()
 		if _, err := x.WriteBytes(ctx, config.MediaType, index); err != nil {
 			return err
 		}

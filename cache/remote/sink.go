@@ -52,6 +52,12 @@ type sink struct {
 	packed  map[digest.Digest]piece // without Object and Size yet
 	files   int
 	waiting []entry
+	at      map[digest.Digest]int // of entries by key
+
+	// fetch brings content that only another cache has into the store. It is
+	// used once the build has ended: until then that may never be needed.
+	fetch func(digest.Digest, bool) error
+	ended bool
 
 	mu      sync.Mutex
 	entries map[digest.Digest]bool
@@ -68,7 +74,7 @@ func newSink(ctx context.Context, d Driver, store *cache.Store, minimal bool, wa
 		// A build has no more results than its graph has vertices, and each
 		// of them is queued by a goroutine that has other things to do.
 		queue: make(chan func(), 1<<16), done: make(chan struct{}),
-		pieces: map[digest.Digest]piece{}, packed: map[digest.Digest]piece{}, entries: map[digest.Digest]bool{},
+		pieces: map[digest.Digest]piece{}, packed: map[digest.Digest]piece{}, entries: map[digest.Digest]bool{}, at: map[digest.Digest]int{},
 	}
 	s.sending.SetLimit(sendAtOnce)
 	go func() {
@@ -116,28 +122,39 @@ func (s *sink) failed() bool {
 	return s.bad
 }
 
-// add takes a result, whose layers and blob stay in the store until the end.
-func (s *sink) add(e entry) {
+// add takes a result, whose layers and blob stay in the store until the end. A
+// result that was made takes the place of one for the same key that was found.
+func (s *sink) add(e entry, made bool) {
 	s.mu.Lock()
-	known := s.bad || s.entries[e.Key]
+	known := s.bad || s.entries[e.Key] && !made
 	s.entries[e.Key] = true
 	s.mu.Unlock()
 	if known {
 		return
 	}
 	s.queue <- func() {
-		s.waiting = append(s.waiting, e)
-		if s.failed() {
-			return
+		if i, ok := s.at[e.Key]; ok {
+			s.waiting[i] = e
+		} else {
+			s.at[e.Key] = len(s.waiting)
+			s.waiting = append(s.waiting, e)
 		}
-		if !s.min {
-			for _, l := range e.Result.Layers {
-				s.layer(l)
-			}
+		s.content(&e)
+	}
+}
+
+// content sends what belongs to a result.
+func (s *sink) content(e *entry) {
+	if s.failed() {
+		return
+	}
+	if !s.min {
+		for _, l := range e.Result.Layers {
+			s.layer(l)
 		}
-		if e.Result.Blob != "" {
-			s.blob(e.Result.Blob)
-		}
+	}
+	if e.Result.Blob != "" {
+		s.blob(e.Result.Blob)
 	}
 }
 
@@ -163,6 +180,9 @@ func (s *sink) layer(l solver.Layer) {
 		return
 	}
 	t, err := s.store.Tree(l.Digest)
+	if err != nil && s.ended && s.fetch(l.Digest, false) == nil {
+		t, err = s.store.Tree(l.Digest)
+	}
 	if err != nil {
 		return
 	}
@@ -180,6 +200,9 @@ func (s *sink) blob(d digest.Digest) {
 		return
 	}
 	b, err := s.store.Blob(d)
+	if err != nil && s.ended && s.fetch(d, true) == nil {
+		b, err = s.store.Blob(d)
+	}
 	if err != nil {
 		return
 	}
@@ -272,6 +295,10 @@ func (s *sink) send(d v1.Descriptor, file string) {
 // that nothing of earlier indexes is of use.
 func (s *sink) finish(images []solver.Layer, complete bool) {
 	s.queue <- func() {
+		s.ended = true
+		for i := range s.waiting {
+			s.content(&s.waiting[i])
+		}
 		for _, l := range images {
 			s.layer(l)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 	"kiln.build/cache"
 	"kiln.build/cache/archive"
@@ -31,7 +32,9 @@ type source struct {
 
 	mu    sync.Mutex
 	bad   bool                     // nothing more is asked
-	packs map[digest.Digest][]byte // that have been read
+	packs map[digest.Digest][]byte // that have been read lately
+	held  int64                    // bytes in packs
+	group singleflight.Group       // of packs being read
 }
 
 // load reads the index.
@@ -113,20 +116,33 @@ func (s *source) open(ctx context.Context, d digest.Digest) (io.ReadCloser, erro
 	return &unpacked{z, nil}, nil
 }
 
+// packsMax bounds the packs in memory, in bytes.
+const packsMax = 64 << 20
+
 // pack reads a small object whole.
 func (s *source) pack(ctx context.Context, d v1.Descriptor) ([]byte, error) {
-	s.mu.Lock()
-	b, ok := s.packs[d.Digest]
-	s.mu.Unlock()
-	if ok {
-		return b, nil
+	b, err, _ := s.group.Do(string(d.Digest), func() (any, error) {
+		s.mu.Lock()
+		b, ok := s.packs[d.Digest]
+		s.mu.Unlock()
+		if ok {
+			return b, nil
+		}
+		return s.readPack(ctx, d)
+	})
+	if err != nil {
+		return nil, err
 	}
+	return b.([]byte), nil
+}
+
+func (s *source) readPack(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	body, err := s.driver.Get(ctx, d)
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	b, err = io.ReadAll(io.LimitReader(body, d.Size+1))
+	b, err := io.ReadAll(io.LimitReader(body, d.Size+1))
 	if err != nil {
 		return nil, err
 	}
@@ -135,10 +151,10 @@ func (s *source) pack(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.packs == nil {
-		s.packs = map[digest.Digest][]byte{}
+	if s.packs == nil || s.held > packsMax {
+		s.packs, s.held = map[digest.Digest][]byte{}, 0
 	}
-	s.packs[d.Digest] = b
+	s.packs[d.Digest], s.held = b, s.held+d.Size
 	return b, nil
 }
 
@@ -165,7 +181,7 @@ func (s *source) layer(ctx context.Context, store *cache.Store, want digest.Dige
 	if p.Tar {
 		t, err = archive.Unpack(ctx, r, draft.FS, archive.UnpackOptions{Layer: true})
 	} else {
-		t, err = archive.ReadLayer(ctx, r, draft.FS)
+		t, err = archive.ReadLayer(ctx, r, draft.FS, want)
 	}
 	if err != nil {
 		return err

@@ -196,6 +196,9 @@ func (b *builder) evaluateGraph(ctx context.Context, s *solver.Solver, targets [
 		}
 		var lost *remote.LostError
 		if errors.As(err, &lost) && ctx.Err() == nil {
+			if err := b.remote.Settle(ctx); err != nil {
+				return g, err
+			}
 			continue // at most as often as there are results of caches
 		}
 		return g, err

@@ -51,7 +51,8 @@ func Start(t testing.TB) (host string) {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 		if t.Failed() {
-			t.Logf("docker-registry: %s", output.Bytes())
+			text := output.Bytes()
+			t.Logf("docker-registry ended with: %s", text[max(0, len(text)-1000):])
 		}
 	})
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // there is no sign but that
