@@ -103,18 +103,15 @@ func (b *Bridge) lease(ctx context.Context, r ready, ns netns.NsHandle) (*Endpoi
 		if err != nil {
 			return nil, fmt.Errorf("lock address %s: %w", ip, err)
 		}
-		index, err := addPair(ip, r, ns)
-		if err == nil {
-			return &Endpoint{IP: ip, Gateway: r.gateway.Addr(), lease: f, index: index}, nil
+		index, taken, err := addNewPair(ip, r, ns)
+		if taken {
+			f.Close()
+			continue
 		}
-		if errors.Is(err, unix.EEXIST) {
-			if _, lookup := netlink.LinkByName(pairName(ip)); lookup == nil {
-				f.Close()
-				continue
-			}
-			err = fmt.Errorf("it has an interface %s already: %w", containerInterface, err)
+		if err != nil {
+			return nil, errors.Join(err, unlockAddress(f))
 		}
-		return nil, errors.Join(err, unlockAddress(f))
+		return &Endpoint{IP: ip, Gateway: r.gateway.Addr(), lease: f, index: index}, nil
 	}
 	return nil, fmt.Errorf("no address is free in %s", subnet)
 }
@@ -146,6 +143,22 @@ func lockAddress(path string) (*os.File, error) {
 // that of the next owner's.
 func unlockAddress(f *os.File) error {
 	return errors.Join(os.Remove(f.Name()), f.Close())
+}
+
+// addNewPair makes the veth pair for an address, unless one has its name.
+// There can be one that is just being taken away: it is met and then gone, so
+// that is tried again before the namespace is blamed.
+func addNewPair(ip netip.Addr, r ready, ns netns.NsHandle) (index int, taken bool, err error) {
+	for range 5 {
+		index, err = addPair(ip, r, ns)
+		if !errors.Is(err, unix.EEXIST) {
+			return index, false, err
+		}
+		if _, lookup := netlink.LinkByName(pairName(ip)); lookup == nil {
+			return 0, true, nil
+		}
+	}
+	return 0, false, fmt.Errorf("it has an interface %s already: %w", containerInterface, err)
 }
 
 // pairName is the name of the host's end of a veth pair. It is unique in the
