@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 )
 
 // remembered is a Blocks in memory that counts.
@@ -163,6 +164,10 @@ func TestCompressTellsWriteErrors(t *testing.T) {
 		if _, err := z.Write(data); err == nil {
 			t.Errorf("%s: a write after Close is accepted", c)
 		}
+	}
+	// Close does not wait for blocks that nobody wants any more.
+	for deadline := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
 	}
 	if n := runtime.NumGoroutine(); n > before {
 		t.Errorf("%d goroutines more than before", n-before)
