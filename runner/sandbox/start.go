@@ -279,6 +279,18 @@ func onForkThread(f func()) {
 // collection in its few milliseconds.
 var initEnv = []string{"GOMAXPROCS=1", "GOGC=off"}
 
+// aboveAll is a number for a descriptor that the child still has when it
+// executes its program. Before that, package syscall puts the files in their
+// places, from zero up, by way of numbers above the highest of them: two for
+// each at most, and one for its own pipe. What had these numbers is gone.
+func aboveAll(files []uintptr) int {
+	top := len(files)
+	for _, fd := range files {
+		top = max(top, int(fd))
+	}
+	return top + 2*len(files) + 8
+}
+
 // fork clones a process that executes the init, in the PID namespace pidns
 // where that is not nil.
 func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File) (int, error) {
@@ -290,6 +302,11 @@ func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File) (int, err
 	for _, f := range files {
 		pa.Files = append(pa.Files, f.Fd())
 	}
+	fd, err := unix.FcntlInt(program.Fd(), unix.F_DUPFD_CLOEXEC, aboveAll(pa.Files))
+	if err != nil {
+		return 0, fmt.Errorf("duplicate the sandbox's init: %w", err)
+	}
+	defer unix.Close(fd)
 	var pid int
 	onForkThread(func() {
 		if pidns != nil {
@@ -299,9 +316,10 @@ func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File) (int, err
 			}
 			defer leave()
 		}
-		pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(int(program.Fd())), []string{launch.Name}, pa)
+		pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(fd), []string{launch.Name}, pa)
 	})
 	runtime.KeepAlive(files)
+	runtime.KeepAlive(program)
 	if err != nil {
 		return 0, fmt.Errorf("clone the sandbox's init: %w", err)
 	}
