@@ -60,7 +60,13 @@ func (c *Container) remove(volumes bool) error {
 func removeAll(dir string) error {
 	// overlayfs leaves a directory in "work" that not even its owner may read.
 	_ = os.Chmod(filepath.Join(dir, "work", "work"), 0o700)
-	return os.RemoveAll(dir)
+	err := os.RemoveAll(dir)
+	// Whoever was on the way to the lock when the folder lost its name makes
+	// the file in it anew, and finds no container. There are only so many.
+	for tries := 0; errors.Is(err, unix.ENOTEMPTY) && tries < 100; tries++ {
+		err = os.RemoveAll(dir)
+	}
+	return err
 }
 
 // forgotten removes a container that was to remove itself at its end, and
