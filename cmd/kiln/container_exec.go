@@ -13,7 +13,7 @@ import (
 // execFlags are the flags of exec, as typed.
 type execFlags struct {
 	interactive, tty, detach, privileged bool
-	user, workdir                        string
+	user, workdir, keys                  string
 	env, envFiles                        []string
 }
 
@@ -34,10 +34,15 @@ func (a *app) execCommand() *cobra.Command {
 	fs.StringVarP(&f.workdir, "workdir", "w", "", "working folder")
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "variable, NAME=VALUE (repeatable)")
 	fs.StringArrayVar(&f.envFiles, "env-file", nil, "file with variables, one a line (repeatable)")
+	fs.StringVar(&f.keys, "detach-keys", "", "keys that leave a terminal (default ctrl-p,ctrl-q)")
 	return flagsFail(c)
 }
 
 func (a *app) exec(ctx context.Context, f *execFlags, args []string) error {
+	keys, err := detachKeys(f.keys)
+	if err != nil {
+		return err
+	}
 	k, err := a.container(args[0])
 	if err != nil {
 		return err
@@ -62,7 +67,7 @@ func (a *app) exec(ctx context.Context, f *execFlags, args []string) error {
 	if f.detach {
 		return execFailed(k.ExecDetached(ctx, o))
 	}
-	s := &streams{app: a, interactive: f.interactive, tty: f.tty}
+	s := &streams{app: a, interactive: f.interactive, tty: f.tty, keys: keys, left: make(chan struct{})}
 	if err := s.connect(); err != nil {
 		return cliFailed(err)
 	}
@@ -73,11 +78,24 @@ func (a *app) exec(ctx context.Context, f *execFlags, args []string) error {
 		return execFailed(err)
 	}
 	s.started(x.Terminal)
-	stop := context.AfterFunc(ctx, x.Leave)
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with the command, or with this process
+		select {
+		case <-s.left:
+			cancel()
+		case <-waiting.Done():
+		}
+	}()
+	stop := context.AfterFunc(waiting, x.Leave)
 	defer stop()
 	code, err := x.Wait()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return &exitError{130, nil} // left by Ctrl-C; it goes on, as with docker
+	case waiting.Err() != nil:
+		s.giveBack()
+		return errors.New("read escape sequence") // and status 1, as with docker
 	}
 	s.wait()
 	switch {

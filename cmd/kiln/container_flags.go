@@ -76,8 +76,8 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 }
 
 func (f *runFlags) registerLog(fs *pflag.FlagSet) {
-	fs.StringVar(&f.logDriver, "log-driver", "json-file", "where output is kept: json-file or none")
-	fs.StringArrayVar(&f.logOptions, "log-opt", nil, "max-size=SIZE (default 32m) or max-file=N (default 2) of the log (repeatable)")
+	fs.StringVar(&f.logDriver, "log-driver", "json-file", "where output is kept: json-file, local or none")
+	fs.StringArrayVar(&f.logOptions, "log-opt", nil, "of the log: max-size=SIZE (default 32m), max-file=N (default 2), labels=, env= or tag= that logs --details shows (repeatable)")
 }
 
 func (f *runFlags) registerNetwork(fs *pflag.FlagSet) {
@@ -241,10 +241,13 @@ const minMemory = 6 << 20
 func (f *runFlags) applyLog(c *container.Config) error {
 	switch f.logDriver {
 	case "", "json-file":
-	case "none":
-		c.Log.Driver = "none"
+	case "none", "local":
+		c.Log.Driver = f.logDriver
 	default:
-		return fmt.Errorf("--log-driver=%s: must be json-file or none", f.logDriver)
+		return fmt.Errorf("--log-driver=%s: must be json-file, local or none", f.logDriver)
+	}
+	if f.logDriver == "none" && len(f.logOptions) > 0 {
+		return errors.New("invalid logging opts for driver none")
 	}
 	for _, o := range f.logOptions {
 		if err := c.Log.SetOption(o); err != nil {

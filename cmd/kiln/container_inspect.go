@@ -241,11 +241,8 @@ func inspectHost(k *container.Container) inspectedHost {
 	if k.Config.Log.Driver != "" {
 		h.LogConfig.Type = k.Config.Log.Driver
 	}
-	if n := k.Config.Log.MaxSize; n != 0 {
-		h.LogConfig.Config["max-size"] = strconv.FormatInt(n, 10)
-	}
-	if n := k.Config.Log.MaxFile; n != 0 {
-		h.LogConfig.Config["max-file"] = strconv.Itoa(n)
+	if o := k.Config.Log.Options; o != nil {
+		h.LogConfig.Config = o
 	}
 	if l.CPUPeriod > 0 && l.CPUQuota > 0 {
 		h.NanoCpus = l.CPUQuota * 1e9 / l.CPUPeriod

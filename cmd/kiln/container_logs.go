@@ -3,7 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,7 +17,7 @@ import (
 )
 
 func (a *app) logsCommand() *cobra.Command {
-	var follow, stamps bool
+	var follow, stamps, details bool
 	var tail, since, until string
 	c := &cobra.Command{
 		Use: "logs [flags] CONTAINER", Short: "Show what a container printed", Args: cobra.ExactArgs(1),
@@ -34,25 +39,47 @@ func (a *app) logsCommand() *cobra.Command {
 			if o.Until, err = when("--until", until); err != nil {
 				return err
 			}
-			return withoutPipe(k.Logs(c.Context(), o, func(l container.Line) error {
-				w := a.stdout
-				if l.Stream == "stderr" {
-					w = a.stderr
-				}
-				if stamps {
-					fmt.Fprint(w, l.Time.Format("2006-01-02T15:04:05.000000000Z07:00")+" ")
-				}
-				_, err := fmt.Fprint(w, l.Log)
-				return err
-			}))
+			p := linePrinter{a: a, stamps: stamps, details: details}
+			return withoutPipe(k.Logs(c.Context(), o, p.print))
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "wait for more until the container ends")
 	c.Flags().BoolVarP(&stamps, "timestamps", "t", false, "show the time of each line")
+	c.Flags().BoolVar(&details, "details", false, "show the attributes that --log-opt wants with each line")
 	c.Flags().StringVarP(&tail, "tail", "n", "all", "only the last lines")
 	c.Flags().StringVar(&since, "since", "", "from this time on: RFC 3339, or a duration such as 10m")
 	c.Flags().StringVar(&until, "until", "", "up to this time")
 	return c
+}
+
+// linePrinter prints entries of a log.
+type linePrinter struct {
+	a               *app
+	stamps, details bool
+	inLine          [2]bool // what was printed last, on either stream, has no end yet
+}
+
+// print prints an entry. A long line comes in several, of which the first
+// alone is told the time of.
+func (p *linePrinter) print(l container.Line) error {
+	w, inLine := p.a.stdout, &p.inLine[0]
+	if l.Stream == "stderr" {
+		w, inLine = p.a.stderr, &p.inLine[1]
+	}
+	text := l.Log
+	if p.details && !*inLine {
+		var pairs []string
+		for _, k := range slices.Sorted(maps.Keys(l.Attrs)) {
+			pairs = append(pairs, url.QueryEscape(k)+"="+url.QueryEscape(l.Attrs[k]))
+		}
+		text = strings.Join(pairs, ",") + " " + text
+	}
+	if p.stamps && !*inLine {
+		text = l.Time.Format("2006-01-02T15:04:05.000000000Z07:00") + " " + text
+	}
+	*inLine = !strings.HasSuffix(text, "\n")
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 // when reads a time, or how long ago it was.

@@ -155,4 +155,21 @@ func TestTerminal(t *testing.T) {
 	if out, _ := w.must("ps", "-q"); strings.Count(out, "\n") != 1 {
 		t.Errorf("running: %q", out)
 	}
+
+	// Left by keys it goes on, prints more than a terminal holds, and is not
+	// hung up.
+	x = w.atTerminal("exec", "-it", "--detach-keys", "ctrl-x,q", "other", "sh", "-c", "echo ready-$((1+1)); read x; seq 1 30000; touch /went-on")
+	x.sees("ready-2")
+	x.types("\n\x18q")
+	x.sees("read escape sequence")
+	x.ends(1)
+	for try := 0; ; try++ {
+		if out, _ := w.must("exec", "other", "ls", "/"); strings.Contains(out, "went-on") {
+			break
+		}
+		if try == 200 {
+			t.Fatal("the command that was left does not go on")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }

@@ -15,6 +15,8 @@ import (
 type streams struct {
 	app              *app
 	interactive, tty bool
+	keys             []byte        // that leave a terminal
+	left             chan struct{} // closed when they were typed
 
 	ends    [3]*os.File // given to the command, closed here once it runs
 	copies  sync.WaitGroup
@@ -87,13 +89,24 @@ func (s *streams) started(t *os.File) {
 	}()
 	s.copies.Go(func() { _, _ = io.Copy(s.app.stdout, t) })
 	if s.interactive {
-		go func() { _, _ = io.Copy(t, s.app.stdin) }()
+		go func() { // ends with the input, or with this process
+			_, err := io.Copy(t, term.NewEscapeProxy(s.app.stdin, s.keys))
+			var escape term.EscapeError
+			if errors.As(err, &escape) {
+				close(s.left)
+			}
+		}()
 	}
 }
 
 // wait waits for the end of the output and gives the terminal back.
 func (s *streams) wait() {
 	s.copies.Wait()
+	s.giveBack()
+}
+
+// giveBack makes the terminal what it was.
+func (s *streams) giveBack() {
 	if s.restore != nil {
 		s.restore()
 	}

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"kiln.build/runner/sandbox"
 )
@@ -116,17 +118,21 @@ func (w *watch) serveExec(ctx context.Context, k *conn, q *execRequest, files []
 	text := strings.Join(q.Options.Args, " ")
 	w.note("exec_create: "+text, "execID", id)
 	w.note("exec_start: "+text, "execID", id)
-	var master []*os.File
-	if t := p.Terminal(); t != nil {
-		master = append(master, t)
-	}
-	if q.Detach {
+	t := p.Terminal()
+	switch {
+	case q.Detach:
 		reply(k, nil)
 		_ = k.Close()
-	} else {
-		_ = send(k.UnixConn, answer{}, master...) // whoever has left does not miss it
+	case t != nil:
+		_ = send(k.UnixConn, answer{}, t) // whoever has left does not miss it
+	default:
+		_ = send(k.UnixConn, answer{})
 	}
-	closeAll(master)
+	var copies sync.WaitGroup
+	ended := make(chan struct{})
+	if t != nil {
+		copies.Go(func() { keepTerminal(k, t, ended) })
+	}
 	status, err := p.Wait()
 	w.note("exec_die", "execID", id, "exitCode", strconv.Itoa(status.Code))
 	if !q.Detach {
@@ -135,6 +141,22 @@ func (w *watch) serveExec(ctx context.Context, k *conn, q *execRequest, files []
 			a.Error = err.Error()
 		}
 		_ = send(k.UnixConn, a)
+	}
+	close(ended)
+	_ = k.Close()
+	copies.Wait()
+}
+
+// keepTerminal keeps a command's terminal open: it would be hung up if whoever
+// watches left. From then on what it prints is read here, lest it blocks; what
+// it printed last, if they stayed until its end, is theirs to read.
+func keepTerminal(k *conn, t *os.File, ended <-chan struct{}) {
+	defer t.Close()
+	_, _ = k.r.ReadByte() // nothing comes: this is the end of the connection
+	select {
+	case <-ended:
+	default:
+		_, _ = io.Copy(io.Discard, t)
 	}
 }
 

@@ -7,90 +7,43 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/docker/go-units"
 	"kiln.build/runner/journal"
 )
 
-// Log says where a container's output is kept. The zero value is docker's
-// json-file form, bounded to two files of 32 MiB.
-type Log struct {
-	Driver  string `json:"driver,omitempty"`  // "none", or "" for json-file
-	MaxSize int64  `json:"maxSize,omitempty"` // bytes; negative is no bound
-	MaxFile int    `json:"maxFile,omitempty"`
-}
-
-// What a log is bounded to where the user says nothing. Docker does not bound
-// logs then, and fills disks.
-const (
-	maxLogSize = 32 << 20
-	maxLogFile = 2
-)
-
-// SetOption reads a value of --log-opt.
-func (l *Log) SetOption(s string) error {
-	key, value, _ := strings.Cut(s, "=")
-	switch key {
-	case "max-size":
-		if value == "-1" {
-			l.MaxSize = -1
-			return nil
-		}
-		n, err := units.RAMInBytes(value)
-		if err != nil || n <= 0 {
-			return fmt.Errorf("invalid max-size %q: must be a size such as 10m, or -1", value)
-		}
-		l.MaxSize = n
-	case "max-file":
-		n, err := strconv.Atoi(value)
-		if err != nil || n < 1 {
-			return fmt.Errorf("invalid max-file %q: must be a number over zero", value)
-		}
-		l.MaxFile = n
-	default:
-		return fmt.Errorf("unknown log opt '%s' for json-file log driver", key)
-	}
-	return nil
-}
-
 // logFile is the file of the log.
 func (c *Container) logFile() journal.File {
-	j := journal.File{Path: filepath.Join(c.dir, "log"), Max: c.Log.MaxSize, Keep: c.Log.MaxFile}
-	if j.Max == 0 {
-		j.Max = maxLogSize
-	}
-	if j.Max < 0 {
-		j.Max = 0
-	}
-	if j.Keep == 0 {
-		j.Keep = maxLogFile
-	}
-	return j
+	size, files := c.Log.bounds()
+	return journal.File{Path: filepath.Join(c.dir, "log"), Max: size, Keep: files}
 }
 
 // Line is an entry of a log: docker's json-file form.
 type Line struct {
-	Log    string    `json:"log"`    // with its newline, if it has one
-	Stream string    `json:"stream"` // "stdout" or "stderr"
-	Time   time.Time `json:"time"`
+	Log    string            `json:"log"`    // with its newline, if it has one
+	Stream string            `json:"stream"` // "stdout" or "stderr"
+	Attrs  map[string]string `json:"attrs,omitempty"`
+	Time   time.Time         `json:"time"`
 }
 
 // logger writes a container's log; a nil one drops it.
 type logger struct {
-	mu sync.Mutex
-	w  *journal.Writer
+	mu    sync.Mutex
+	w     *journal.Writer
+	attrs []byte // of each entry: JSON, with the comma after it, or nothing
 }
 
 func (c *Container) openLog() (*logger, error) {
 	if c.Log.Driver == "none" {
 		return nil, nil
 	}
+	attrs, err := c.logAttributes()
+	if err != nil {
+		return nil, fmt.Errorf("attributes of the log: %w", err)
+	}
 	w, err := c.logFile().Open()
-	return &logger{w: w}, err
+	return &logger{w: w, attrs: attrs}, err
 }
 
 // write adds whole entries.
@@ -155,7 +108,11 @@ func (s *stream) entry(at time.Time) {
 	b := append(s.entries, `{"log":`...)
 	b = appendString(b, s.rest)
 	b = append(append(b, `,"stream":"`...), s.name...)
-	b = append(b, `","time":"`...)
+	b = append(b, `",`...)
+	if s.l != nil {
+		b = append(b, s.l.attrs...)
+	}
+	b = append(b, `"time":"`...)
 	b = at.AppendFormat(b, time.RFC3339Nano)
 	s.entries, s.rest = append(b, "\"}\n"...), s.rest[:0]
 }

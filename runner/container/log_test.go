@@ -138,15 +138,15 @@ func TestLongLines(t *testing.T) {
 
 func TestLogOptions(t *testing.T) {
 	var l Log
-	for _, o := range []string{"max-size=10m", "max-file=4"} {
+	for _, o := range []string{"max-size=10m", "max-file=4", "compress=true"} {
 		if err := l.SetOption(o); err != nil {
 			t.Error(err)
 		}
 	}
-	if l.MaxSize != 10<<20 || l.MaxFile != 4 {
+	if l.MaxSize != 10e6 || l.MaxFile != 4 {
 		t.Errorf("got %+v", l)
 	}
-	for _, o := range []string{"max-size=", "max-size=0", "max-size=x", "max-file=0", "max-file=-1", "max-file=x", "compress=true", ""} {
+	for _, o := range []string{"max-size=", "max-size=0", "max-size=x", "max-file=0", "max-file=-1", "max-file=x", "compress=x", "labels-regex=(", "mode=x", "labels", ""} {
 		if err := l.SetOption(o); err == nil {
 			t.Errorf("%q was taken", o)
 		}
