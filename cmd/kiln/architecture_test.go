@@ -26,7 +26,7 @@ var mayImport = map[string][]string{
 	"runner/binfmt":   {},
 	"runner/sandbox":  {"runner/sandbox/..."},
 	"runner/rootless": {},
-	"runner/network":  {},
+	"runner/network":  {"runner/network/..."},
 	"runner/overlay":  {},
 	"runner/journal":  {},
 	"exporter":        {"solver", "solver/op", "cache/...", "exporter/..."},
