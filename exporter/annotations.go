@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/containerd/platforms"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,14 +30,18 @@ type Annotation struct {
 }
 
 var (
-	annotationField = regexp.MustCompile(`^annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/.-]+)\])?\.([^=\s]+)=(?s:(.*))$`)
-	annotationFlag  = regexp.MustCompile(`^(?:([a-z,-]+)(?:\[([A-Za-z0-9_/.-]+)\])?:)?([^=\s:]+)=(?s:(.*))$`)
+	annotationField = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/.-]+)\])?\.([^=\s]+)=(?s:(.*))$`)
+	})
+	annotationFlag = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^(?:([a-z,-]+)(?:\[([A-Za-z0-9_/.-]+)\])?:)?([^=\s:]+)=(?s:(.*))$`)
+	})
 )
 
 // parseAnnotationField reads annotation[-PLACE][[PLATFORM]].KEY=VALUE, as in
 // --output.
 func parseAnnotationField(s string) (Annotation, error) {
-	m := annotationField.FindStringSubmatch(s)
+	m := annotationField().FindStringSubmatch(s)
 	if m == nil {
 		return Annotation{}, fmt.Errorf("%q: must be annotation[-PLACE].KEY=VALUE", s)
 	}
@@ -46,7 +51,7 @@ func parseAnnotationField(s string) (Annotation, error) {
 // ParseAnnotation reads the value of --annotation: [PLACE[,PLACE][[PLATFORM]]:]KEY=VALUE.
 // Without a place it is the manifest.
 func ParseAnnotation(s string) ([]Annotation, error) {
-	m := annotationFlag.FindStringSubmatch(s)
+	m := annotationFlag().FindStringSubmatch(s)
 	if m == nil {
 		return nil, fmt.Errorf("--annotation=%q: must be [PLACE:]KEY=VALUE", s)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"kiln.build/solver/op"
 )
@@ -50,7 +51,9 @@ func (g *GitSource) String() string {
 }
 
 // scpStyle is "git@host:path", with an optional query and fragment.
-var scpStyle = regexp.MustCompile(`^([a-zA-Z0-9-_]+@[a-zA-Z0-9-.]+:.*?)(?:\?(.*?))?(?:#(.*))?$`)
+var scpStyle = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([a-zA-Z0-9-_]+@[a-zA-Z0-9-.]+:.*?)(?:\?(.*?))?(?:#(.*))?$`)
+})
 
 // ParseGit parses the address of a git repository, in the forms that
 // BuildKit takes: git@host:path, ssh:// and git://, and http:// and https://
@@ -82,7 +85,7 @@ func ParseGit(s string) (*GitSource, error) {
 	case isURL:
 		return nil, nil
 	default:
-		m := scpStyle.FindStringSubmatch(s)
+		m := scpStyle().FindStringSubmatch(s)
 		if m == nil {
 			return nil, nil
 		}

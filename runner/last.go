@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"kiln.build/cache"
@@ -31,7 +32,7 @@ const mainContext = "context"
 const linkMin = 64
 
 // position is what numbers a step: "[build 2/5] COPY . .".
-var position = regexp.MustCompile(` ?\d+/\d+\] `)
+var position = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(` ?\d+/\d+\] `) })
 
 // lastLayer finds the layer that the step of this name made from the same
 // context.
@@ -39,7 +40,7 @@ func (r *Runner) lastLayer(ctx context.Context, a *solver.Action, files int) *la
 	if files < linkMin || a.Step == nil || a.Step.Name == "" {
 		return nil
 	}
-	l := &lastLayer{store: r.Store, name: r.Contexts[mainContext].Dir + "\x00" + position.ReplaceAllString(a.Step.Name, "] ")}
+	l := &lastLayer{store: r.Store, name: r.Contexts[mainContext].Dir + "\x00" + position().ReplaceAllString(a.Step.Name, "] ")}
 	if abs, err := filepath.Abs(l.name); err == nil {
 		l.name = abs
 	}

@@ -246,7 +246,7 @@ const readsMany = 1000
 func (x *execution) readsAll() string {
 	name := ""
 	if x.a.Step != nil {
-		name = position.ReplaceAllString(x.a.Step.Name, "] ")
+		name = position().ReplaceAllString(x.a.Step.Name, "] ")
 	}
 	return fmt.Sprintf("reads all\x00%s\x00%s", x.r.Contexts[mainContext].Dir, name)
 }

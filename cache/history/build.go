@@ -24,6 +24,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -68,21 +69,21 @@ type step struct {
 const head = "kiln build history 1\n"
 
 // position is what numbers a step: "[build 2/5] RUN make".
-var position = regexp.MustCompile(`^\[([^\]]*?) ?(\d+)/\d+\] `)
+var position = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\[([^\]]*?) ?(\d+)/\d+\] `) })
 
 // pinnedBy is the digest in the name of a base image.
-var pinnedBy = regexp.MustCompile(`@sha256:[0-9a-f]{64}$`)
+var pinnedBy = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`@sha256:[0-9a-f]{64}$`) })
 
 // plain is a step's name without what changes when another step is added to
 // its stage, or its base moves.
 func plain(name string) string {
-	name = position.ReplaceAllString(name, "[$1] ")
-	return pinnedBy.ReplaceAllString(name, "")
+	name = position().ReplaceAllString(name, "[$1] ")
+	return pinnedBy().ReplaceAllString(name, "")
 }
 
 // stageOf is the part of a name that all steps of a stage share.
 func stageOf(name string) string {
-	if m := position.FindStringSubmatch(name); m != nil {
+	if m := position().FindStringSubmatch(name); m != nil {
 		return m[1]
 	}
 	return ""

@@ -153,7 +153,7 @@ func align(names []string, b *build) map[string]int {
 
 // number is a step's position in its stage.
 func number(name string) int {
-	if m := position.FindStringSubmatch(name); m != nil {
+	if m := position().FindStringSubmatch(name); m != nil {
 		n, _ := strconv.Atoi(m[2])
 		return n
 	}
@@ -341,10 +341,10 @@ func (x *Explainer) stack(in *solver.Evaluation, b *build, at int) []string {
 // short is a step's name as it is told in a reason.
 func short(name string) string {
 	name, _, _ = strings.Cut(name, "\n")
-	if _, rest, ok := strings.Cut(name, "] "); ok && position.MatchString(name) {
+	if _, rest, ok := strings.Cut(name, "] "); ok && position().MatchString(name) {
 		name = rest
 	}
-	name = pinnedBy.ReplaceAllString(name, "")
+	name = pinnedBy().ReplaceAllString(name, "")
 	if r := []rune(name); len(r) > 60 {
 		name = string(r[:59]) + "…"
 	}

@@ -45,12 +45,12 @@ func (k *keychain) ResolveContext(ctx context.Context, target authn.Resource) (a
 	return auth, nil
 }
 
-var helperName = regexp.MustCompile(`docker-credential-[\w.-]+`)
+var helperName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`docker-credential-[\w.-]+`) })
 
 // credentialsError explains the commonest failure: a config.json from another
 // machine names a helper that this one does not have.
 func credentialsError(host string, err error) error {
-	helper := helperName.FindString(err.Error())
+	helper := helperName().FindString(err.Error())
 	if helper != "" && strings.Contains(err.Error(), "executable file not found") {
 		return fmt.Errorf("credentials for %s: %s names the credential helper %s, which is not in $PATH: install it, or take credsStore or credHelpers out of that file", host, configFile(), helper)
 	}

@@ -171,6 +171,7 @@ func monitorMain(ctx context.Context, args []string) {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, root: args[1]}
 	unix.CloseOnExec(3)
+	sandbox.Warm()
 	m := &container.Monitor{Attach: attachNetwork}
 	if len(args) > 2 {
 		unix.CloseOnExec(4)

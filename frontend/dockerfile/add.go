@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/opencontainers/go-digest"
@@ -89,11 +90,11 @@ func literal(name string) string {
 }
 
 // passwords matches those in addresses.
-var passwords = regexp.MustCompile(`(://[^/@:\s"]*:)[^/@\s"]+@`)
+var passwords = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(://[^/@:\s"]*:)[^/@\s"]+@`) })
 
 // withoutPasswords is the text of an ADD as it may be shown and kept: what is
 // in an image's history everyone can read who has the image.
-func withoutPasswords(text string) string { return passwords.ReplaceAllString(text, "${1}xxxxx@") }
+func withoutPasswords(text string) string { return passwords().ReplaceAllString(text, "${1}xxxxx@") }
 
 func (b *build) httpRoot(s *stage, c *command, checksum, src string) (*solver.Vertex, error) {
 	o := op.HTTP{URL: src, Name: frontend.HTTPName(src), ProxyEnv: FetchProxy(b.BuildArgs)}

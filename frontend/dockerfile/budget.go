@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
@@ -22,7 +23,7 @@ const (
 	mostReplaced  = 1 << 31 // bytes of values times bytes of the word
 )
 
-var replaces = regexp.MustCompile(`^\$\{[A-Za-z0-9_]+/`)
+var replaces = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\$\{[A-Za-z0-9_]+/`) })
 
 // replacements is how deep ${v//p/r} stand in one another in a word, or more.
 func replacements(word string) int {
@@ -35,7 +36,7 @@ func replacements(word string) int {
 			if len(open) > 0 {
 				n = open[len(open)-1]
 			}
-			if replaces.MatchString(word[i:]) {
+			if replaces().MatchString(word[i:]) {
 				n++
 			}
 			depth = max(depth, n)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -129,13 +130,15 @@ func (s *stage) checkOnce(c *command) {
 // Names that give a secret away, and those that make them harmless: the
 // words that BuildKit's check SecretsUsedInArgOrEnv documents.
 var (
-	secretWords = regexp.MustCompile(`(?i)(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)`)
-	publicWords = regexp.MustCompile(`(?i)(?:_|^)(?:public|file|version)(?:_|$)`)
+	secretWords = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`(?i)(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)`)
+	})
+	publicWords = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)(?:_|^)(?:public|file|version)(?:_|$)`) })
 )
 
 // checkSecret raises variables that look like secrets.
 func (b *build) checkSecret(c *command, instruction, name string) {
-	if secretWords.MatchString(name) && !publicWords.MatchString(name) {
+	if secretWords().MatchString(name) && !publicWords().MatchString(name) {
 		c.warn(&linter.RuleSecretsUsedInArgOrEnv, linter.RuleSecretsUsedInArgOrEnv.Format(instruction, name))
 	}
 }

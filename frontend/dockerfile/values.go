@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
@@ -152,13 +153,15 @@ func checkSignal(s string) error {
 var signals = strings.Fields("ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT RTMIN RTMAX SEGV STKFLT STOP SYS TERM TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ")
 
 var (
-	octalMode    = regexp.MustCompile(`^0*[0-7]{1,4}$`)
-	symbolicMode = regexp.MustCompile(`^[ugoa]*[-+=][rwxXstugo]*([-+=][rwxXstugo]*)*(,[ugoa]*[-+=][rwxXstugo]*([-+=][rwxXstugo]*)*)*$`)
+	octalMode    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^0*[0-7]{1,4}$`) })
+	symbolicMode = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[ugoa]*[-+=][rwxXstugo]*([-+=][rwxXstugo]*)*(,[ugoa]*[-+=][rwxXstugo]*([-+=][rwxXstugo]*)*)*$`)
+	})
 )
 
 // checkChmod accepts the octal and symbolic modes of chmod(1).
 func checkChmod(mode string) error {
-	if mode == "" || octalMode.MatchString(mode) || symbolicMode.MatchString(mode) {
+	if mode == "" || octalMode().MatchString(mode) || symbolicMode().MatchString(mode) {
 		return nil
 	}
 	return fmt.Errorf("invalid chmod parameter: %q: it should be octal and between 0 and 07777, or symbolic such as u+x,go=r", mode)

@@ -5,9 +5,10 @@ import (
 	"math/big"
 	"regexp"
 	"strings"
+	"sync"
 )
 
-var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+var validName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`) })
 
 // The words of which names are made, as docker's are of an adjective and a
 // surname: here of the potter's trade.

@@ -154,7 +154,7 @@ func (s Set) freeName(name string) (string, error) {
 			return n, nil
 		}
 	}
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return "", fmt.Errorf("invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	if o := owner(name); o != nil {

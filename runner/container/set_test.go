@@ -40,7 +40,7 @@ func TestNames(t *testing.T) {
 	seen := map[string]bool{}
 	for range 50 {
 		n := create(t, s, Config{}).Name
-		if seen[n] || !validName.MatchString(n) {
+		if seen[n] || !validName().MatchString(n) {
 			t.Errorf("name %q was made up", n)
 		}
 		seen[n] = true

@@ -47,7 +47,7 @@ func (s Set) VolumeDir(name string) (string, error) { return s.CreateVolume(name
 // CreateVolume is VolumeDir for a volume with labels. Those of one that is
 // there already stay as they are.
 func (s Set) CreateVolume(name string, labels map[string]string) (string, error) {
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return "", fmt.Errorf("%q includes invalid characters for a local volume name, only %q are allowed: to name a folder of this machine, use its absolute path", name, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
 	}
 	dir := filepath.Join(s.volumes(), name, "_data")
@@ -94,7 +94,7 @@ func (s Set) Volumes() ([]Volume, error) {
 func (s Set) Volume(name string) (Volume, error) {
 	v := Volume{Name: name, Dir: filepath.Join(s.volumes(), name, "_data")}
 	fi, err := os.Stat(v.Dir)
-	if !validName.MatchString(name) || errors.Is(err, fs.ErrNotExist) {
+	if !validName().MatchString(name) || errors.Is(err, fs.ErrNotExist) {
 		return v, fmt.Errorf("%w: %s", ErrNoVolume, name)
 	}
 	if err != nil {

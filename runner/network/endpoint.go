@@ -173,7 +173,11 @@ func addPair(ip netip.Addr, r ready, ns netns.NsHandle) (int, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = pairName(ip)
 	attrs.MTU = r.mtu
+	// With a queue for each processor, all but one of them unused, the kernel
+	// waits for a grace period of RCU at each end.
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	veth := netlink.NewVeth(attrs)
+	veth.PeerNumTxQueues, veth.PeerNumRxQueues = 1, 1
 	veth.PeerName = containerInterface
 	veth.PeerHardwareAddr = hardwareAddr(ip)
 	veth.PeerNamespace = netlink.NsFd(ns)

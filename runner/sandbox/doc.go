@@ -11,10 +11,11 @@
 // # How a sandbox starts
 //
 // The parent makes the control groups with their limits, clones a process
-// into new namespaces (and into the version 2 group, which costs nothing
-// there), and has it execute the init: a sealed memfd with a program that
-// depends on golang.org/x/sys alone. It moves the process into version 1
-// groups, then sends the configuration through a socket. The filter has been
+// into new namespaces and the version 2 group, from a thread that is in the
+// version 1 groups for that long (moving the process into any of them
+// afterwards costs a grace period of RCU), and has it execute the init: a
+// sealed memfd with a program that depends on golang.org/x/sys alone. Then it
+// sends the configuration through a socket. The filter has been
 // compiled by then, once for all sandboxes with equal rights. The init makes
 // the sandbox and becomes the command; the socket closes with the exec, which
 // tells the parent that all went well. Errors come back through it with the

@@ -39,7 +39,11 @@ var adopt = sync.OnceValue(func() error {
 })
 
 // startRuntime is start by the runtime of s.
-func startRuntime(ctx context.Context, s *Spec, g groups) (_ *Process, err error) {
+func startRuntime(ctx context.Context, s *Spec, made func() (groups, error)) (_ *Process, err error) {
+	g, err := made()
+	if err != nil {
+		return nil, err
+	}
 	if err := adopt(); err != nil {
 		return nil, err
 	}
@@ -285,6 +289,9 @@ func (x *external) process(ctx context.Context, g groups, terminal *os.File) (*P
 func (x *external) begin(ctx context.Context, p *Process) error {
 	// The runtime has its own groups, but limits and figures are of ours.
 	if err := p.group.Add(p.pid); err != nil {
+		return err
+	}
+	if err := p.group.Tighten(); err != nil {
 		return err
 	}
 	if t := x.s.Terminal; t != nil && p.terminal != nil {

@@ -325,7 +325,7 @@ func TestDevicesWithoutGroups(t *testing.T) {
 		code int
 	}{{s.Args[1:], 1}, {[]string{"open", "/null"}, 1}, {[]string{"open", "/dev/null"}, 0}} {
 		s.Args = append([]string{"/bin/box"}, c.args...)
-		p, err := start(t.Context(), &s, groups{&Group{}})
+		p, err := start(t.Context(), &s, noGroups)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +338,7 @@ func TestDevicesWithoutGroups(t *testing.T) {
 // Nor can a command that joins later make one, in a place where it would open.
 func TestExecDevicesWithoutGroups(t *testing.T) {
 	s := spec(t, "sleep", "1000")
-	p, err := start(t.Context(), &s, groups{&Group{}})
+	p, err := start(t.Context(), &s, noGroups)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -568,3 +568,5 @@ func TestParentKilled(t *testing.T) {
 		}
 	}
 }
+
+func noGroups() (groups, error) { return groups{&Group{}}, nil }

@@ -24,22 +24,30 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	g, err := newGroups(&s)
-	if err != nil {
-		return nil, err
-	}
 	begin := start
 	if s.Runtime != "" {
 		begin = startRuntime
 	}
-	p, err := begin(ctx, &s, g)
+	// Making directories in a handful of hierarchies takes a millisecond, in
+	// which the rest can be thought out.
+	made := sync.OnceValues(func() (groups, error) { return newGroups(&s) })
+	go made()
+	p, err := begin(ctx, &s, made)
 	if err != nil {
-		return nil, errors.Join(err, g.Remove())
+		if g, failed := made(); failed == nil {
+			err = errors.Join(err, g.Remove())
+		}
+		return nil, err
 	}
 	return p, nil
 }
 
-func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
+// Warm prepares what all sandboxes of this process have in common, in the
+// background: the first one starts sooner.
+func Warm() { go initFile() }
+
+func start(ctx context.Context, s *Spec, made func() (groups, error)) (*Process, error) {
+	Warm()
 	c, err := newConn()
 	if err != nil {
 		return nil, err
@@ -50,6 +58,10 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 		return nil, err
 	}
 	plan, err := newPlan(&s.Command, c, have)
+	if err != nil {
+		return nil, err
+	}
+	g, err := made()
 	if err != nil {
 		return nil, err
 	}
@@ -86,13 +98,21 @@ func start(ctx context.Context, s *Spec, g groups) (*Process, error) {
 		defer dir.Close()
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
-	pid, err := fork(plan.files, attr, s.PID.Join)
+	pid, placed, err := fork(plan.files, attr, s.PID.Join, g)
 	if err != nil {
 		return nil, err
 	}
 	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(*attr.PidFD), "pidfd"), group: g, own: true}
 	p.stop = context.AfterFunc(ctx, func() { p.Kill() })
-	err = p.prepare(ctx, s, plan, c)
+	if !placed {
+		err = g.Add1(pid)
+	}
+	if err == nil {
+		err = p.prepare(ctx, s, plan, c)
+	}
+	if err == nil {
+		err = g.Tighten()
+	}
 	if err == nil {
 		return p, nil
 	}
@@ -118,14 +138,10 @@ func (p *Process) abort(ctx context.Context, err error) error {
 	return err
 }
 
-// prepare goes through the start with the init.
+// prepare goes through the start with the init, which is in its control
+// groups: its control group namespace is to show these as the roots.
 func (p *Process) prepare(ctx context.Context, s *Spec, plan *plan, c *conn) error {
 	c.theirs.Close() // so that its end is seen
-	// Before the configuration, with which the init begins: its control
-	// group namespace is to show these groups as the roots.
-	if err := p.group.Add1(p.pid); err != nil {
-		return err
-	}
 	if s.OOMScoreAdj != nil {
 		if err := oomScoreAdj(p.pid, *s.OOMScoreAdj); err != nil {
 			return err
@@ -259,14 +275,22 @@ func idMap(m []IDMap) []syscall.SysProcIDMap {
 // runtime ends threads as it likes.
 var forks = sync.OnceValue(func() chan<- func() {
 	c := make(chan func())
-	go func() {
-		runtime.LockOSThread()
-		for f := range c {
-			f()
-		}
-	}()
+	go serveForks(c)
 	return c
 })
+
+func serveForks(c <-chan func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The first thread is what control groups and /proc know the whole
+		// process by: it stays where it is, and another one serves.
+		go serveForks(c)
+		select {}
+	}
+	for f := range c {
+		f()
+	}
+}
 
 // onForkThread runs f on the thread that all sandboxes are children of.
 func onForkThread(f func()) {
@@ -292,11 +316,11 @@ func aboveAll(files []uintptr) int {
 }
 
 // fork clones a process that executes the init, in the PID namespace pidns
-// where that is not nil.
-func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File) (int, error) {
+// where that is not nil, and in the groups of version 1 if placed says so.
+func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File, g groups) (pid int, placed bool, err error) {
 	program, err := initFile()
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	pa := &syscall.ProcAttr{Env: initEnv, Sys: attr}
 	for _, f := range files {
@@ -304,10 +328,10 @@ func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File) (int, err
 	}
 	fd, err := unix.FcntlInt(program.Fd(), unix.F_DUPFD_CLOEXEC, aboveAll(pa.Files))
 	if err != nil {
-		return 0, fmt.Errorf("duplicate the sandbox's init: %w", err)
+		return 0, false, fmt.Errorf("duplicate the sandbox's init: %w", err)
 	}
 	defer unix.Close(fd)
-	var pid int
+	var left error
 	onForkThread(func() {
 		if pidns != nil {
 			var leave func()
@@ -316,14 +340,24 @@ func fork(files []*os.File, attr *syscall.SysProcAttr, pidns *os.File) (int, err
 			}
 			defer leave()
 		}
+		// Where the thread cannot enter, the child is moved.
+		if leave, err := g.Enter(); err == nil {
+			placed = true
+			defer func() { left = leave() }()
+		}
 		pid, err = syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(fd), []string{launch.Name}, pa)
 	})
 	runtime.KeepAlive(files)
 	runtime.KeepAlive(program)
 	if err != nil {
-		return 0, fmt.Errorf("clone the sandbox's init: %w", err)
+		return 0, false, errors.Join(fmt.Errorf("clone the sandbox's init: %w", err), left)
 	}
-	return pid, nil
+	if left != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, _, _ = reap(pid)
+		return 0, false, fmt.Errorf("leave the sandbox's control groups: %w", left)
+	}
+	return pid, placed, nil
 }
 
 // childrenIn has children of this thread be made in a PID namespace, until

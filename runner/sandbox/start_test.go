@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"kiln.build/runner/sandbox/cgroup"
 )
 
 // TestForkManyFiles hands over so many files that their places in the child
@@ -25,7 +27,7 @@ func TestForkManyFiles(t *testing.T) {
 		for i := range files {
 			files[i] = null
 		}
-		pid, err := fork(files, &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}, nil)
+		pid, _, err := fork(files, &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}, nil, groups{&cgroup.Group{}})
 		if err != nil {
 			t.Errorf("with %d files: %v", n, err)
 			continue

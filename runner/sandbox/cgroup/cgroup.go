@@ -85,13 +85,16 @@ func (s *System) Mode() string {
 
 // Detect reads which hierarchies are mounted and where in them this process
 // is.
-func Detect() (*System, error) {
+func Detect() (*System, error) { return detectAs("/proc/self/cgroup") }
+
+// detectAs is Detect for the process or thread that groups is about.
+func detectAs(groups string) (*System, error) {
 	mounts, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find control groups: %w", err)
 	}
 	defer mounts.Close()
-	own, err := os.Open("/proc/self/cgroup")
+	own, err := os.Open(groups)
 	if errors.Is(err, os.ErrNotExist) {
 		return &System{}, nil // a kernel without them
 	}

@@ -224,6 +224,9 @@ func TestLimits(t *testing.T) {
 		t.Skip("limits cannot be set here: ", err)
 	}
 	defer g.Remove()
+	if err := g.Tighten(); err != nil {
+		t.Fatal(err)
+	}
 	if d := g.V1["cpu"]; d != "" {
 		for f, want := range map[string]string{"cpu.shares": "512", "cpu.cfs_quota_us": "50000"} {
 			if got := strings.TrimSpace(text(filepath.Join(d, f))); got != want {

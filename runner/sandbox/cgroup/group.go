@@ -34,6 +34,7 @@ type Group struct {
 	controllers map[string][]string // of V1, that share the directory's mount
 	limited2    []string            // controllers that V2 has
 	filtered    bool                // V2 has a device filter
+	pids        int64               // the limit that Tighten sets; zero if that is set already
 }
 
 // Create makes a group. Where the machine refuses and neither limits nor a
@@ -45,6 +46,9 @@ func (s *System) Create(o Options) (*Group, error) {
 		if x.Controller != "" && !slices.Contains(want, x.Controller) {
 			want = append(want, x.Controller)
 		}
+	}
+	if p := &o.Limits.Pids; *p > 0 && *p < startPids {
+		g.pids, *p = *p, startPids
 	}
 	required := len(want) > 0 || o.Limits.Parent != ""
 	if err := s.create(g, o, want); err != nil {
@@ -240,6 +244,13 @@ func (g *Group) Add1(pid int) error {
 	x := *g
 	x.V2 = ""
 	return x.Add(pid)
+}
+
+// dirs1 returns the directories of version 1.
+func (g *Group) dirs1() []string {
+	x := *g
+	x.V2 = ""
+	return x.dirs()
 }
 
 // Controllers returns those that share the directory of controller c of
