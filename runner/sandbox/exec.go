@@ -72,7 +72,7 @@ func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Proce
 	}
 	plan.Join = true
 	plan.SetGroups = setgroupsAllowed(strconv.Itoa(pid))
-	child, err := join(int(target.Fd()), flags, plan.files)
+	child, placed, err := join(int(target.Fd()), flags, plan.files, groups{g})
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,9 @@ func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Proce
 	p := &Process{pid: child, pidfd: os.NewFile(uintptr(fd), "pidfd"), group: groups{g}}
 	p.stop = context.AfterFunc(ctx, func() { p.Kill() })
 	c.theirs.Close()
-	err = g.Add(child)
+	if !placed {
+		err = g.Add(child)
+	}
 	if err == nil && cmd.OOMScoreAdj != nil {
 		err = oomScoreAdj(child, *cmd.OOMScoreAdj)
 	}

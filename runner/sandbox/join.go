@@ -37,11 +37,17 @@ type joiner struct {
 	flags   uintptr // namespaces to join
 	program int
 	report  int // pipe: result goes there
+	clone   cloneArgs
 	files   []int
 	argv    []*byte
 	envv    []*byte
 	empty   *byte
 	result  [2]int64
+}
+
+// cloneArgs are those of clone3(2), in the form of Linux 5.7.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
 // joinNamespaces are those that an exec enters.
@@ -72,15 +78,16 @@ func otherNamespaces(pid int) (flags int, err error) {
 	return flags, nil
 }
 
-// join starts the init in these namespaces of the process pidfd.
-func join(pidfd, flags int, files []*os.File) (int, error) {
+// join starts the init in these namespaces of the process pidfd, and in the
+// control groups if placed says so.
+func join(pidfd, flags int, files []*os.File, g groups) (pid int, placed bool, err error) {
 	program, err := initFile()
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-		return 0, fmt.Errorf("join the sandbox: %w", err)
+		return 0, false, fmt.Errorf("join the sandbox: %w", err)
 	}
 	defer unix.Close(pipe[0])
 	j := &joiner{pidfd: pidfd, flags: uintptr(flags), program: int(program.Fd()), report: pipe[1]}
@@ -91,23 +98,46 @@ func join(pidfd, flags int, files []*os.File) (int, error) {
 	j.argv, _ = syscall.SlicePtrFromStrings([]string{launch.Name})
 	j.envv, _ = syscall.SlicePtrFromStrings(initEnv)
 	j.empty, _ = syscall.BytePtrFromString("")
+	j.clone.exitSignal = uint64(unix.SIGCHLD)
+	if g.V2 != "" {
+		dir, err := os.Open(g.V2)
+		if err != nil {
+			return 0, false, fmt.Errorf("open control group: %w", err)
+		}
+		defer dir.Close()
+		j.clone.flags, j.clone.cgroup = unix.CLONE_INTO_CGROUP, uint64(dir.Fd())
+	}
 	var helper uintptr
 	var errno syscall.Errno
+	var left error
 	onForkThread(func() {
+		if leave, err := g.Enter(); err == nil {
+			placed = true
+			defer func() { left = leave() }()
+		}
 		syscall.ForkLock.Lock()
-		helper, errno = j.fork()
-		syscall.ForkLock.Unlock()
+		defer syscall.ForkLock.Unlock()
+		if helper, errno = j.fork(); errno != 0 && g.V2 != "" {
+			// Not allowed, or not known here: then it is moved.
+			placed, j.clone.flags, j.clone.cgroup = false, 0, 0
+			helper, errno = j.fork()
+		}
 	})
 	unix.Close(pipe[1])
 	runtime.KeepAlive(files)
 	if errno != 0 {
-		return 0, fmt.Errorf("join the sandbox: fork: %w", errno)
+		return 0, false, errors.Join(fmt.Errorf("join the sandbox: fork: %w", errno), left)
 	}
-	pid, err := readResult(pipe[0])
+	pid, err = readResult(pipe[0])
 	if _, _, werr := reap(int(helper)); err == nil && werr != nil {
 		err = fmt.Errorf("join the sandbox: %w", werr)
 	}
-	return pid, err
+	if err == nil && left != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		_, _, _ = reap(pid)
+		err = fmt.Errorf("leave the sandbox's control groups: %w", left)
+	}
+	return pid, placed, err
 }
 
 // The steps of a joiner, for messages.
@@ -150,7 +180,13 @@ func readResult(fd int) (int, error) {
 //go:noinline
 func (j *joiner) fork() (uintptr, syscall.Errno) {
 	beforeFork()
-	pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	var pid uintptr
+	var errno syscall.Errno
+	if j.clone.flags != 0 {
+		pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&j.clone)), unsafe.Sizeof(j.clone), 0, 0, 0, 0)
+	} else {
+		pid, _, errno = syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	}
 	if errno != 0 || pid != 0 {
 		afterFork()
 		return pid, errno
