@@ -27,6 +27,9 @@ func (a *app) createCommand() *cobra.Command {
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			f.note(c)
+			if _, err := a.shown(&f); err != nil {
+				return cliFailed(err)
+			}
 			store, err := a.open()
 			if err != nil {
 				return cliFailed(err)
@@ -39,6 +42,7 @@ func (a *app) createCommand() *cobra.Command {
 			return writeLines(a.stdout, k.ID)
 		},
 	}
+	c.Flags().StringSliceVarP(&f.attach, "attach", "a", nil, "checked as for run: start -a shows all (repeatable)")
 	c.Flags().Bool("help", false, "help for create")
 	f.register(c.Flags())
 	return flagsFail(c)
@@ -62,6 +66,7 @@ func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags,
 		Terminal: f.tty, Stdin: f.interactive, StdinOnce: f.interactive && !f.detach, AutoRemove: f.rm,
 		ReadOnly: f.readOnly, Init: f.init, Privileged: f.privileged,
 		CapAdd: f.capAdd, CapDrop: f.capDrop, Hosts: f.hosts,
+		PublishAll: f.publishAll, CIDFile: f.cidFile, Attach: f.attach, Others: f.volumesFrom,
 	}
 	if err := f.apply(&c); err != nil {
 		return nil, err
@@ -99,6 +104,9 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	}
 	set, err := a.containers()
 	if err != nil {
+		return nil, err
+	}
+	if err := a.warnHooks(c.CDI); err != nil {
 		return nil, err
 	}
 	if err := f.volumesOf(set, &c); err != nil {
@@ -205,7 +213,7 @@ func (f *runFlags) volumesOf(set container.Set, c *container.Config) error {
 			if slices.ContainsFunc(c.Binds, func(o container.Bind) bool { return o.Target == b.Target }) {
 				continue
 			}
-			b.Copy, b.ReadOnly = false, b.ReadOnly || mode == "ro"
+			b.Copy, b.ReadOnly, b.Origin = false, b.ReadOnly || mode == "ro", container.OfContainer
 			c.Binds = append(c.Binds, b)
 		}
 	}
@@ -219,7 +227,7 @@ func addImageVolumes(c *container.Config, volumes map[string]struct{}) {
 		target = path.Join("/", target)
 		if !slices.ContainsFunc(c.Binds, func(b container.Bind) bool { return b.Target == target }) &&
 			!slices.ContainsFunc(c.Tmpfs, func(t container.Tmpfs) bool { return t.Target == target }) {
-			c.Binds = append(c.Binds, container.Bind{Target: target, Anonymous: true, Copy: true})
+			c.Binds = append(c.Binds, container.Bind{Target: target, Anonymous: true, Copy: true, Origin: container.OfImage})
 		}
 	}
 }
@@ -235,7 +243,12 @@ func placeVolumes(set container.Set, c *container.Config) error {
 			b.Volume = anonymousName()
 		}
 		var err error
-		if b.Source, err = set.VolumeDir(b.Volume); err != nil {
+		labels := map[string]string{}
+		for _, l := range b.Labels {
+			name, value, _ := strings.Cut(l, "=")
+			labels[name] = value
+		}
+		if b.Source, err = set.CreateVolume(b.Volume, labels); err != nil {
 			return err
 		}
 	}

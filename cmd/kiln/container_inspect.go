@@ -3,36 +3,43 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
-	"github.com/docker/go-units"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"kiln.build/runner/container"
-	"kiln.build/runner/sandbox"
 )
 
-// inspected is a container in the form of docker inspect, as far as there is
-// something to tell.
+// inspected is a container in the form of docker inspect. Fields have docker's
+// names, which templates use; where these differ from those in JSON, both work.
 type inspected struct {
-	ID           string `json:"Id"`
-	Created      time.Time
-	Path         string
-	Args         []string
-	State        inspectedState
-	Image        string
-	LogPath      string
-	Name         string
-	RestartCount int
-	Driver       string
-	Platform     string
-	HostConfig   inspectedHost
-	SizeRw       *int64 `json:",omitempty"`
-	SizeRootFs   *int64 `json:",omitempty"`
-	Mounts       []inspectedMount
-	Config       inspectedConfig
-	Network      inspectedNetwork `json:"NetworkSettings"`
+	ID              string `json:"Id"`
+	Created         string
+	Path            string
+	Args            []string
+	State           inspectedState
+	Image           string
+	ResolvConfPath  string
+	HostnamePath    string
+	HostsPath       string
+	LogPath         string
+	Name            string
+	RestartCount    int
+	Driver          string
+	Platform        string
+	MountLabel      string
+	ProcessLabel    string
+	AppArmorProfile string
+	ExecIDs         []string
+	HostConfig      inspectedHost
+	GraphDriver     inspectedDriver
+	SizeRw          *int64 `json:",omitempty"`
+	SizeRootFs      *int64 `json:",omitempty"`
+	Mounts          []inspectedMount
+	Config          inspectedConfig
+	NetworkSettings inspectedNetwork
 }
 
 type inspectedState struct {
@@ -45,78 +52,38 @@ type inspectedState struct {
 	Pid        int
 	ExitCode   int
 	Error      string
-	StartedAt  time.Time
-	FinishedAt time.Time
+	StartedAt  string
+	FinishedAt string
 	Health     *container.HealthState `json:",omitempty"`
 }
 
 type inspectedConfig struct {
 	Hostname     string
+	Domainname   string
 	User         string
+	AttachStdin  bool
+	AttachStdout bool
+	AttachStderr bool
+	ExposedPorts map[string]struct{} `json:",omitempty"`
 	Tty          bool
 	OpenStdin    bool
 	StdinOnce    bool
-	ExposedPorts map[string]struct{} `json:",omitempty"`
 	Env          []string
 	Cmd          []string
-	Entrypoint   []string
-	Image        string
-	WorkingDir   string
-	Labels       map[string]string
-	StopSignal   string                        `json:",omitempty"`
-	StopTimeout  *int                          `json:",omitempty"`
 	Healthcheck  *dockerspec.HealthcheckConfig `json:",omitempty"`
+	Image        string
+	Volumes      map[string]struct{}
+	WorkingDir   string
+	Entrypoint   []string
+	Labels       map[string]string
+	StopSignal   string `json:",omitempty"`
+	StopTimeout  *int   `json:",omitempty"`
 }
 
-type inspectedHost struct {
-	NetworkMode       string
-	PortBindings      map[string][]inspectedPort
-	RestartPolicy     inspectedPolicy
-	LogConfig         inspectedLog
-	AutoRemove        bool
-	Privileged        bool
-	ReadonlyRootfs    bool
-	Init              bool
-	CapAdd            []string
-	CapDrop           []string
-	GroupAdd          []string
-	DNS               []string `json:"Dns"`
-	DNSSearch         []string `json:"DnsSearch"`
-	DNSOptions        []string `json:"DnsOptions"`
-	ExtraHosts        []string
-	Memory            int64
-	MemorySwap        int64
-	MemoryReservation int64
-	NanoCpus          int64
-	CPUShares         int64 `json:"CpuShares"`
-	CPUPeriod         int64 `json:"CpuPeriod"`
-	CPUQuota          int64 `json:"CpuQuota"`
-	CpusetCpus        string
-	CpusetMems        string
-	PidsLimit         *int64
-	OomScoreAdj       int
-	ShmSize           int64
-	Sysctls           map[string]string
-	Ulimits           []units.Ulimit
-	Devices           []inspectedDevice
-	Binds             []string
-	Tmpfs             map[string]string
-	CgroupParent      string
-}
-
-type inspectedPolicy struct {
-	Name              string
-	MaximumRetryCount int
-}
-
-type inspectedLog struct {
-	Type   string
-	Config map[string]string
-}
-
-type inspectedDevice struct {
-	PathInContainer   string
-	CgroupPermissions string
+// inspectedDriver says where the container's changes are.
+type inspectedDriver struct {
+	Data map[string]string
+	Name string
 }
 
 type inspectedMount struct {
@@ -178,119 +145,82 @@ func containerSizes(k *container.Container) (used, all int64) {
 }
 
 func inspect(k *container.Container, st container.State) *inspected {
+	etc := func(name string) string { return filepath.Join(k.Dir(), "etc", name) }
 	x := &inspected{
-		ID: k.ID, Created: k.Created, Path: k.Args[0], Args: k.Args[1:], Image: string(k.ImageID), Name: "/" + k.Name,
-		LogPath: k.LogPath(), RestartCount: st.Restarts, Driver: "overlay", Platform: "linux",
+		ID: k.ID, Created: stamp(k.Created), Path: k.Args[0], Args: k.Args[1:], Image: string(k.ImageID), Name: "/" + k.Name,
+		ResolvConfPath: etc("resolv.conf"), HostnamePath: etc("hostname"), HostsPath: etc("hosts"),
+		RestartCount: st.Restarts, Driver: "overlay", Platform: "linux",
 		State: inspectedState{
 			Status: string(st.Status), Running: st.Status.Live(), Paused: st.Status == container.Paused,
 			Restarting: st.Status == container.Restarting, OOMKilled: st.OOM, Pid: st.PID,
-			ExitCode: st.ExitCode, Error: st.Error, StartedAt: st.Started, FinishedAt: st.Finished, Health: st.Health,
+			ExitCode: st.ExitCode, Error: st.Error, StartedAt: stamp(st.Started), FinishedAt: stamp(st.Finished), Health: st.Health,
 		},
-		Config: inspectedConfig{
-			Hostname: k.Hostname, User: k.User, Tty: k.Terminal, OpenStdin: k.Config.Stdin, StdinOnce: k.StdinOnce, Env: k.Env,
-			Cmd: k.Args[len(k.Entrypoint):], Entrypoint: k.Entrypoint,
-			Image: k.Image, WorkingDir: k.Cwd, Labels: k.Labels, StopSignal: k.StopSignal,
-		},
-		HostConfig: inspectHost(k),
-		Mounts:     []inspectedMount{},
-		Network:    inspectedNetwork{IPAddress: st.IP, Gateway: st.Gateway, Ports: portMap(st.Ports)},
+		Config:      inspectConfig(k),
+		HostConfig:  inspectHost(k),
+		GraphDriver: inspectedDriver{map[string]string{"UpperDir": filepath.Join(k.Dir(), "fs"), "WorkDir": filepath.Join(k.Dir(), "work")}, "overlay"},
+		Mounts:      []inspectedMount{},
+
+		NetworkSettings: inspectedNetwork{IPAddress: st.IP, Gateway: st.Gateway, Ports: portMap(st.Ports)},
 	}
-	if k.StopWait != 10 {
-		x.Config.StopTimeout = &k.StopWait
-	}
-	if h := k.Config.Health; h != nil {
-		x.Config.Healthcheck = &dockerspec.HealthcheckConfig{
-			Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries,
-		}
-	}
-	for _, e := range k.Exposed {
-		if x.Config.ExposedPorts == nil {
-			x.Config.ExposedPorts = map[string]struct{}{}
-		}
-		x.Config.ExposedPorts[e] = struct{}{}
+	if k.Config.Log.Driver != "none" {
+		x.LogPath = k.LogPath()
 	}
 	for _, b := range k.Binds {
-		m := inspectedMount{Type: "bind", Source: b.Source, Destination: b.Target, RW: !b.ReadOnly, Propagation: "rprivate"}
+		m := inspectedMount{Type: "bind", Source: b.Source, Destination: b.Target, Mode: b.Options, RW: !b.ReadOnly, Propagation: "rprivate"}
+		if b.Propagation != "" {
+			m.Propagation = "r" + b.Propagation
+		}
 		if b.Volume != "" {
 			m.Type, m.Name, m.Driver, m.Propagation = "volume", b.Volume, "local", ""
+			if m.Mode == "" && !b.Anonymous {
+				m.Mode = "z" // as docker has it
+			}
 		}
 		x.Mounts = append(x.Mounts, m)
 	}
 	for _, t := range k.Tmpfs {
-		x.Mounts = append(x.Mounts, inspectedMount{Type: "tmpfs", Destination: t.Target, RW: !t.ReadOnly})
+		if t.Origin == container.OfMount { // as in docker: others are in HostConfig alone
+			x.Mounts = append(x.Mounts, inspectedMount{Type: "tmpfs", Destination: t.Target, RW: !t.ReadOnly})
+		}
 	}
 	return x
 }
 
-func inspectHost(k *container.Container) inspectedHost {
-	l := k.Limits
-	h := inspectedHost{
-		NetworkMode: k.Network, PortBindings: portMap(k.Ports),
-		RestartPolicy: inspectedPolicy{Name: k.Restart.Name, MaximumRetryCount: k.Restart.Max},
-		LogConfig:     inspectedLog{Type: "json-file", Config: map[string]string{}},
-		AutoRemove:    k.AutoRemove, Privileged: k.Privileged, ReadonlyRootfs: k.ReadOnly, Init: k.Init,
-		CapAdd: k.CapAdd, CapDrop: k.CapDrop, GroupAdd: k.Groups, ExtraHosts: k.Hosts,
-		DNS: k.DNS.Servers, DNSSearch: k.DNS.Search, DNSOptions: k.DNS.Options,
-		Memory: l.Memory, MemorySwap: l.MemorySwap, MemoryReservation: l.MemoryReservation,
-		CPUShares: l.CPUShares, CPUPeriod: l.CPUPeriod, CPUQuota: l.CPUQuota, CpusetCpus: l.CPUSetCPUs, CpusetMems: l.CPUSetMems,
-		ShmSize: k.ShmSize, Sysctls: k.Sysctls, CgroupParent: l.Parent, Binds: []string{},
+// stamp is a time in docker's form; that of what has not happened is in the
+// year 1.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+func inspectConfig(k *container.Container) inspectedConfig {
+	attached := func(stream string) bool { return len(k.Config.Attach) == 0 || slices.Contains(k.Config.Attach, stream) }
+	c := inspectedConfig{
+		Hostname: k.Hostname, Domainname: k.Domainname, User: k.User, Tty: k.Terminal, OpenStdin: k.Config.Stdin, StdinOnce: k.StdinOnce,
+		AttachStdin: k.StdinOnce, AttachStdout: attached("stdout"), AttachStderr: attached("stderr"),
+		Env: k.Env, Cmd: k.Args[len(k.Entrypoint):], Entrypoint: k.Entrypoint,
+		Image: k.Image, WorkingDir: k.Cwd, Labels: k.Labels, StopSignal: k.StopSignal,
 	}
-	if h.RestartPolicy.Name == "" {
-		h.RestartPolicy.Name = "no"
+	if k.StopWait != 10 {
+		c.StopTimeout = &k.StopWait
 	}
-	if k.Config.Log.Driver != "" {
-		h.LogConfig.Type = k.Config.Log.Driver
+	if h := k.Config.Health; h != nil {
+		c.Healthcheck = &dockerspec.HealthcheckConfig{
+			Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries,
+		}
 	}
-	if o := k.Config.Log.Options; o != nil {
-		h.LogConfig.Config = o
-	}
-	if l.CPUPeriod > 0 && l.CPUQuota > 0 {
-		h.NanoCpus = l.CPUQuota * 1e9 / l.CPUPeriod
-	}
-	if l.Pids != 0 {
-		h.PidsLimit = &l.Pids
-	}
-	if h.MemorySwap == 0 && l.Memory > 0 {
-		h.MemorySwap = 2 * l.Memory
-	}
-	if h.ShmSize == 0 {
-		h.ShmSize = 64 << 20
-	}
-	if k.OOM != nil {
-		h.OomScoreAdj = *k.OOM
-	}
-	for _, r := range k.Rlimits {
-		h.Ulimits = append(h.Ulimits, units.Ulimit{Name: r.Name, Soft: int64(r.Soft), Hard: int64(r.Hard)})
-	}
-	for _, d := range k.Devices {
-		h.Devices = append(h.Devices, inspectDevice(d))
+	for _, e := range k.Exposed {
+		if c.ExposedPorts == nil {
+			c.ExposedPorts = map[string]struct{}{}
+		}
+		c.ExposedPorts[e] = struct{}{}
 	}
 	for _, b := range k.Binds {
-		source := b.Source
-		if b.Volume != "" {
-			source = b.Volume
+		if b.Origin == container.OfImage || b.Anonymous && b.Origin == "" {
+			if c.Volumes == nil {
+				c.Volumes = map[string]struct{}{}
+			}
+			c.Volumes[b.Target] = struct{}{}
 		}
-		bind := source + ":" + b.Target
-		if b.ReadOnly {
-			bind += ":ro"
-		}
-		h.Binds = append(h.Binds, bind)
 	}
-	for _, t := range k.Tmpfs {
-		if h.Tmpfs == nil {
-			h.Tmpfs = map[string]string{}
-		}
-		h.Tmpfs[t.Target] = strings.Join(t.Options, ",")
-	}
-	return h
-}
-
-func inspectDevice(d sandbox.Device) inspectedDevice {
-	x := inspectedDevice{PathInContainer: d.Path, CgroupPermissions: d.Access}
-	if x.CgroupPermissions == "" {
-		x.CgroupPermissions = "rwm"
-	}
-	return x
+	return c
 }
 
 func portMap(ports []container.Port) map[string][]inspectedPort {

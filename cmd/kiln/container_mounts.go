@@ -4,9 +4,11 @@ import (
 	"encoding/csv"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +33,7 @@ func (f *runFlags) applyMounts(c *container.Config) error {
 		if err != nil {
 			return fmt.Errorf("--tmpfs=%s: %w", t, err)
 		}
+		_, tmpfs.Given, _ = strings.Cut(t, ":")
 		c.Tmpfs = append(c.Tmpfs, tmpfs)
 	}
 	var targets []string
@@ -71,23 +74,17 @@ func parseVolume(s string) (container.Bind, error) {
 		return b, invalid
 	}
 	b.Target, b.Copy = path.Clean(b.Target), true
+	named := !b.Anonymous && !strings.HasPrefix(b.Source, "/") && !strings.HasPrefix(b.Source, ".")
 	if len(parts) == 3 {
-		for o := range strings.SplitSeq(parts[2], ",") {
-			switch o {
-			case "ro":
-				b.ReadOnly = true
-			case "nocopy":
-				b.Copy = false
-			case "rw", "z", "Z", "rprivate", "private":
-			default:
-				return b, fmt.Errorf("--volume=%s: unknown option %q", s, o)
-			}
+		b.Options = parts[2]
+		if err := volumeOptions(&b, named); err != nil {
+			return b, fmt.Errorf("invalid mode: %s: %w", parts[2], err)
 		}
 	}
 	if b.Anonymous {
 		return b, nil
 	}
-	if !strings.HasPrefix(b.Source, "/") && !strings.HasPrefix(b.Source, ".") {
+	if named {
 		b.Volume, b.Source = b.Source, ""
 		return b, nil
 	}
@@ -103,10 +100,47 @@ func parseVolume(s string) (container.Bind, error) {
 	return b, nil
 }
 
+// volumeOptions reads the options of a value of --volume, those of docker:
+// each of a kind once, and nocopy of volumes, propagation of folders alone.
+func volumeOptions(b *container.Bind, named bool) error {
+	kinds := map[string]string{
+		"ro": "mode", "rw": "mode", "z": "label", "Z": "label", "nocopy": "copy",
+		"consistent": "consistency", "cached": "consistency", "delegated": "consistency",
+	}
+	seen := map[string]bool{}
+	for o := range strings.SplitSeq(b.Options, ",") {
+		kind := kinds[o]
+		if p, ok := propagations[o]; ok {
+			kind, b.Propagation = "propagation", p
+		}
+		switch {
+		case kind == "" || seen[kind]:
+			return fmt.Errorf("%q is no option, or one too many", o)
+		case kind == "copy" && !named:
+			return errors.New("nocopy is for volumes")
+		case kind == "propagation" && named:
+			return errors.New("propagation is for folders of this machine")
+		}
+		seen[kind] = true
+	}
+	b.ReadOnly, b.Copy = slices.Contains(strings.Split(b.Options, ","), "ro"), !seen["copy"]
+	return nil
+}
+
+// propagations are docker's names of what a mount shares with its source. What
+// is below a mount is as the mount itself.
+var propagations = map[string]string{
+	"private": "", "rprivate": "", "slave": "slave", "rslave": "slave", "shared": "shared", "rshared": "shared",
+}
+
 // mountFields are the fields of a value of --mount.
 type mountFields struct {
 	kind, source, target, size, mode string
-	readOnly, noCopy                 bool
+	propagation, recursive, subpath  string
+	readOnly, noCopy, create         bool
+	labels                           []string
+
+	given map[string]bool
 }
 
 // parseMount reads a value of --mount.
@@ -115,14 +149,22 @@ func parseMount(c *container.Config, s string) error {
 	if err != nil {
 		return err
 	}
-	m := mountFields{kind: "volume"}
+	m := mountFields{kind: "volume", given: map[string]bool{}}
 	for _, f := range fields {
 		if err := m.set(f); err != nil {
 			return err
 		}
 	}
+	for key := range m.given {
+		if kind, _, ok := strings.Cut(key, "-"); ok && kind != m.kind {
+			return fmt.Errorf("cannot mix '%s-*' options with mount type '%s'", kind, m.kind)
+		}
+	}
+	if m.target == "" {
+		return errors.New("target is required")
+	}
 	if !path.IsAbs(m.target) {
-		return errors.New("the target must be an absolute path")
+		return fmt.Errorf("invalid mount path: '%s' mount path must be absolute", m.target)
 	}
 	m.target = path.Clean(m.target)
 	switch m.kind {
@@ -130,45 +172,60 @@ func parseMount(c *container.Config, s string) error {
 		return m.bind(c)
 	case "volume":
 		c.Binds = append(c.Binds, container.Bind{
-			Volume: m.source, Anonymous: m.source == "", Target: m.target, ReadOnly: m.readOnly, Copy: !m.noCopy,
+			Volume: m.source, Anonymous: m.source == "", Target: m.target, ReadOnly: m.readOnly, Copy: !m.noCopy && m.subpath == "",
+			Subpath: m.subpath, Labels: m.labels, Origin: container.OfMount,
 		})
 		return nil
 	case "tmpfs":
 		return m.tmpfs(c)
 	}
-	return fmt.Errorf("type=%s: must be bind, volume or tmpfs", m.kind)
+	return fmt.Errorf("mount type %q is not supported: must be bind, volume or tmpfs", m.kind)
 }
 
 func (m *mountFields) set(field string) error {
 	key, value, has := strings.Cut(field, "=")
-	flag := func(to *bool) (err error) {
+	if strings.TrimSpace(key) != key {
+		return fmt.Errorf("invalid option '%s' in '%s': option should not have whitespace", strings.TrimSpace(key), field)
+	}
+	key = strings.ToLower(key)
+	flags := map[string]*bool{
+		"readonly": &m.readOnly, "ro": &m.readOnly, "volume-nocopy": &m.noCopy, "bind-create-src": &m.create,
+	}
+	texts := map[string]*string{
+		"type": &m.kind, "source": &m.source, "src": &m.source, "target": &m.target, "dst": &m.target, "destination": &m.target,
+		"tmpfs-size": &m.size, "tmpfs-mode": &m.mode, "bind-propagation": &m.propagation, "bind-recursive": &m.recursive,
+		"volume-subpath": &m.subpath, "consistency": new(string),
+	}
+	m.given[key] = true
+	if to := flags[key]; to != nil {
 		*to = true
+		var err error
 		if has {
-			*to, err = strconv.ParseBool(value)
+			if *to, err = strconv.ParseBool(value); err != nil {
+				err = fmt.Errorf("invalid value for '%s': invalid boolean value: %s", key, value)
+			}
 		}
 		return err
 	}
-	switch strings.ToLower(key) {
-	case "type":
-		m.kind = value
-	case "source", "src":
-		m.source = value
-	case "target", "dst", "destination":
-		m.target = value
-	case "readonly", "ro":
-		return flag(&m.readOnly)
-	case "volume-nocopy":
-		return flag(&m.noCopy)
-	case "tmpfs-size":
-		m.size = value
-	case "tmpfs-mode":
-		m.mode = value
-	case "bind-propagation":
-		if value != "rprivate" && value != "private" {
-			return fmt.Errorf("bind-propagation=%s: must be rprivate", value)
+	if !has {
+		return fmt.Errorf("invalid field '%s' must be a key=value pair", field)
+	}
+	if strings.TrimSpace(value) != value || value == "" {
+		return fmt.Errorf("invalid value for '%s': value is empty or has whitespace", key)
+	}
+	switch to := texts[key]; {
+	case to != nil:
+		*to = value
+	case key == "volume-label":
+		m.labels = append(m.labels, value)
+	case key == "volume-driver":
+		if value != "local" {
+			return fmt.Errorf("plugin %q not found: volumes are local", value)
 		}
+	case key == "bind-nonrecursive":
+		return errors.New("bind-nonrecursive is deprecated, use bind-recursive=disabled instead")
 	default:
-		return fmt.Errorf("unexpected key '%s'", key)
+		return fmt.Errorf("unknown option '%s' in '%s'", key, field)
 	}
 	return nil
 }
@@ -177,20 +234,57 @@ func (m *mountFields) bind(c *container.Config) error {
 	if m.source == "" {
 		return errors.New("type=bind needs a source")
 	}
-	source, err := filepath.Abs(m.source)
+	source := m.source
+	if strings.HasPrefix(source, ".") {
+		var err error
+		if source, err = filepath.Abs(source); err != nil {
+			return err
+		}
+	}
+	if !filepath.IsAbs(source) {
+		return fmt.Errorf("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", "bind", source)
+	}
+	source = filepath.Clean(source)
+	_, err := os.Stat(source)
+	if errors.Is(err, os.ErrNotExist) && m.create {
+		err = os.MkdirAll(source, 0o755)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("invalid mount config for type %q: bind source path does not exist: %s", "bind", source)
 	}
-	if _, err := os.Stat(source); err != nil {
-		return fmt.Errorf("bind source path does not exist: %s", source)
+	b := container.Bind{Source: source, Target: m.target, ReadOnly: m.readOnly, Origin: container.OfMount}
+	if m.propagation != "" {
+		p, ok := propagations[strings.ToLower(m.propagation)]
+		if !ok {
+			return fmt.Errorf("bind-propagation=%s: must be one of %s", m.propagation, strings.Join(slices.Sorted(maps.Keys(propagations)), ", "))
+		}
+		b.Propagation = p
 	}
-	c.Binds = append(c.Binds, container.Bind{Source: source, Target: m.target, ReadOnly: m.readOnly})
+	switch m.recursive {
+	case "", "enabled":
+	case "disabled":
+		b.Alone = true
+	case "writable":
+		if b.WritableBelow = true; !b.ReadOnly {
+			return errors.New("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
+		}
+	case "readonly":
+		if !b.ReadOnly {
+			return errors.New("option 'bind-recursive=readonly' requires 'readonly' to be specified in conjunction")
+		}
+		if b.Propagation != "" || m.propagation == "" {
+			return errors.New("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction")
+		}
+	default:
+		return fmt.Errorf(`invalid value for bind-recursive: %s (must be "enabled", "disabled", "writable", or "readonly")`, m.recursive)
+	}
+	c.Binds = append(c.Binds, b)
 	return nil
 }
 
 func (m *mountFields) tmpfs(c *container.Config) error {
 	if m.source != "" {
-		return errors.New("type=tmpfs has no source")
+		return fmt.Errorf("invalid mount config for type %q: field Source must not be specified", "tmpfs")
 	}
 	var options []string
 	if m.size != "" {
@@ -203,6 +297,7 @@ func (m *mountFields) tmpfs(c *container.Config) error {
 		options = append(options, "ro")
 	}
 	t, err := parseTmpfs(m.target + ":" + strings.Join(options, ","))
+	t.Origin = container.OfMount
 	c.Tmpfs = append(c.Tmpfs, t)
 	return err
 }

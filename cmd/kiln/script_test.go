@@ -86,8 +86,8 @@ func testInit() error {
 //	logsizes NAME N MAX  wants a container's log to be N files of MAX bytes
 //	killmonitors NAME... kills monitors, as a loss of power would
 //
-// and the conditions root, fuse, userns and net, the last for scripts that need
-// Debian's mirrors.
+// and the conditions root, fuse, userns, exists:PATH and net, the last for
+// scripts that need Debian's mirrors.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -109,6 +109,10 @@ func TestScripts(t *testing.T) {
 				return userNamespace(), nil
 			case "net":
 				return debianReachable(), nil
+			}
+			if path, ok := strings.CutPrefix(c, "exists:"); ok {
+				_, err := os.Stat(path)
+				return err == nil, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", c)
 		},

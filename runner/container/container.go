@@ -58,6 +58,7 @@ type Config struct {
 	Groups     []string          `json:"groups,omitempty"` // more of them
 	Hostname   string            `json:"hostname"`
 	Labels     map[string]string `json:"labels,omitempty"`
+	Notes      map[string]string `json:"annotations,omitempty"` // for whoever inspects it
 	StopSignal string            `json:"stopSignal,omitempty"`
 	StopWait   int               `json:"stopTimeout"` // seconds; negative is for ever
 	Restart    Policy            `json:"restart,omitzero"`
@@ -72,13 +73,19 @@ type Config struct {
 	Init       bool `json:"init,omitempty"`
 	Privileged bool `json:"privileged,omitempty"`
 
-	CapAdd     []string          `json:"capAdd,omitempty"`
-	CapDrop    []string          `json:"capDrop,omitempty"`
-	NoNewPrivs bool              `json:"noNewPrivileges,omitempty"`
-	Seccomp    sandbox.Seccomp   `json:"seccomp,omitzero"`
-	Unmasked   bool              `json:"unmasked,omitempty"` // paths of /proc and /sys
-	Devices    []sandbox.Device  `json:"devices,omitempty"`
-	Sysctls    map[string]string `json:"sysctls,omitempty"`
+	CapAdd     []string         `json:"capAdd,omitempty"`
+	CapDrop    []string         `json:"capDrop,omitempty"`
+	NoNewPrivs bool             `json:"noNewPrivileges,omitempty"`
+	Seccomp    sandbox.Seccomp  `json:"seccomp,omitzero"`
+	Unmasked   bool             `json:"unmasked,omitempty"`     // paths of /proc and /sys
+	Security   []string         `json:"securityOpts,omitempty"` // options as they were given, all of them
+	Devices    []sandbox.Device `json:"devices,omitempty"`
+	Sources    []string         `json:"deviceSources,omitempty"` // of Devices, on this machine
+	// DeviceRules are further devices that may be opened or made, in docker's
+	// form, "c 10:* rwm"; CDI are names of devices that files of CDI describe.
+	DeviceRules []string          `json:"deviceRules,omitempty"`
+	CDI         []string          `json:"cdi,omitempty"`
+	Sysctls     map[string]string `json:"sysctls,omitempty"`
 
 	// Namespaces that are the machine's instead of the container's own.
 	HostPID    bool   `json:"hostPID,omitempty"`
@@ -87,7 +94,10 @@ type Config struct {
 	HostCgroup bool   `json:"hostCgroup,omitempty"`
 	Domainname string `json:"domainname,omitempty"`
 
-	Exposed []string `json:"exposed,omitempty"` // ports, "80/tcp", that the image or the user names
+	Exposed    []string `json:"exposed,omitempty"` // ports, "80/tcp", that the image or the user names
+	PublishAll bool     `json:"publishAll,omitempty"`
+	CIDFile    string   `json:"cidFile,omitempty"`
+	Attach     []string `json:"attach,omitempty"` // streams, where not all
 
 	Network string   `json:"network"` // "bridge", "host" or "none"
 	Ports   []Port   `json:"ports,omitempty"`
@@ -95,9 +105,11 @@ type Config struct {
 	DNS     DNS      `json:"dns,omitzero"`
 
 	Binds   []Bind           `json:"binds,omitempty"`
+	Others  []string         `json:"volumesFrom,omitempty"` // containers whose mounts it took over, as they were given
 	Tmpfs   []Tmpfs          `json:"tmpfs,omitempty"`
 	ShmSize int64            `json:"shmSize,omitempty"`
 	Limits  sandbox.Limits   `json:"limits"`
+	More    Resources        `json:"resources,omitzero"`
 	Rlimits []sandbox.Rlimit `json:"ulimits,omitempty"`
 	OOM     *int             `json:"oomScoreAdj,omitempty"`
 }
@@ -138,7 +150,29 @@ type Bind struct {
 	Volume    string `json:"volume,omitempty"`
 	Anonymous bool   `json:"anonymous,omitempty"` // removed with the container, if that is asked for
 	Copy      bool   `json:"copy,omitempty"`
+	Subpath   string `json:"subpath,omitempty"` // what of the volume is seen, "" is all
+
+	// Propagation is "slave" or "shared" where mounts made later are to be
+	// seen on one side or both; "" is none. Mounts below the source come along
+	// unless Alone; WritableBelow leaves those as they are where ReadOnly.
+	Propagation   string `json:"propagation,omitempty"`
+	Alone         bool   `json:"alone,omitempty"`
+	WritableBelow bool   `json:"writableBelow,omitempty"`
+
+	Labels  []string `json:"-"`                 // of a volume that is made for it, NAME=VALUE
+	Options string   `json:"options,omitempty"` // as they were given
+	Origin  Origin   `json:"origin,omitempty"`
 }
+
+// Origin is how a container came to a mount.
+type Origin string
+
+// The origins. Empty is --volume or, of a [Tmpfs], --tmpfs.
+const (
+	OfMount     Origin = "mount"        // --mount
+	OfContainer Origin = "volumes-from" // another container has it
+	OfImage     Origin = "image"        // the image wants a volume
+)
 
 // Tmpfs is a file system in memory.
 type Tmpfs struct {
@@ -150,6 +184,8 @@ type Tmpfs struct {
 	Dev      bool     `json:"dev,omitempty"`
 	ReadOnly bool     `json:"readOnly,omitempty"`
 	Options  []string `json:"options,omitempty"`
+	Given    string   `json:"given,omitempty"` // options as they were given
+	Origin   Origin   `json:"origin,omitempty"`
 }
 
 // DNS replaces parts of the host's resolv.conf.

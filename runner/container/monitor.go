@@ -28,6 +28,9 @@ type Endpoint struct {
 type Monitor struct {
 	Store *cache.Store
 
+	// CDIDirs are the folders in which devices are described.
+	CDIDirs []string
+
 	// Attach gives the network namespace of a process an interface, and
 	// publishes ports; it is called for containers on a bridge.
 	Attach func(ctx context.Context, pid int, ports []Port) (*Endpoint, error)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"slices"
 	"strings"
 
@@ -58,7 +57,10 @@ func (r *run) makeSpec(ctx context.Context) error {
 	if err := r.etc(); err != nil {
 		return err
 	}
-	return r.mounts(ctx)
+	if err := r.mounts(ctx); err != nil {
+		return err
+	}
+	return r.resources()
 }
 
 // CommandOptions say what to run in a container.
@@ -187,30 +189,5 @@ func CheckCapabilities(list []string) error {
 			return fmt.Errorf("invalid capability: %q", n)
 		}
 	}
-	return nil
-}
-
-// mounts adds what the user wants to see in the container, outer ones before
-// those inside them.
-func (r *run) mounts(ctx context.Context) error {
-	var all []sandbox.Mount
-	for _, b := range r.c.Binds {
-		if err := r.fill(ctx, b); err != nil {
-			return err
-		}
-		if _, err := os.Stat(b.Source); err != nil {
-			return fmt.Errorf("bind source path does not exist: %s", b.Source)
-		}
-		all = append(all, sandbox.Mount{Target: b.Target, Source: b.Source, Recursive: true, ReadOnly: b.ReadOnly})
-	}
-	for _, t := range r.c.Tmpfs {
-		all = append(all, sandbox.Mount{
-			Target: t.Target, Type: "tmpfs", Size: t.Size, Mode: t.Mode, Options: t.Options,
-			ReadOnly: t.ReadOnly, NoSuid: !t.Suid, NoDev: !t.Dev, NoExec: !t.Exec,
-		})
-	}
-	depth := func(m sandbox.Mount) int { return strings.Count(path.Clean(m.Target), "/") }
-	slices.SortStableFunc(all, func(a, b sandbox.Mount) int { return depth(a) - depth(b) })
-	r.spec.Mounts = append(r.spec.Mounts, all...)
 	return nil
 }

@@ -1,0 +1,124 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"kiln.build/runner/sandbox"
+)
+
+// mounts adds what the user wants to see in the container, outer ones before
+// those inside them.
+func (r *run) mounts(ctx context.Context) error {
+	var all []sandbox.Mount
+	for _, b := range r.c.Binds {
+		if err := r.fill(ctx, b); err != nil {
+			return err
+		}
+		m, err := r.bind(b)
+		if err != nil {
+			return err
+		}
+		all = append(all, m)
+	}
+	for _, t := range r.c.Tmpfs {
+		all = append(all, sandbox.Mount{
+			Target: t.Target, Type: "tmpfs", Size: t.Size, Mode: t.Mode, Options: t.Options,
+			ReadOnly: t.ReadOnly, NoSuid: !t.Suid, NoDev: !t.Dev, NoExec: !t.Exec,
+		})
+	}
+	depth := func(m sandbox.Mount) int { return strings.Count(path.Clean(m.Target), "/") }
+	slices.SortStableFunc(all, func(a, b sandbox.Mount) int { return depth(a) - depth(b) })
+	r.spec.Mounts = append(r.spec.Mounts, all...)
+	return nil
+}
+
+// bind is the mount of a folder or file of this machine.
+func (r *run) bind(b Bind) (sandbox.Mount, error) {
+	m := sandbox.Mount{Target: b.Target, Source: b.Source, Recursive: !b.Alone, ReadOnly: b.ReadOnly, Propagation: b.Propagation}
+	if _, err := os.Stat(b.Source); err != nil {
+		return m, fmt.Errorf("bind source path does not exist: %s", b.Source)
+	}
+	if b.Propagation != "" {
+		if err := checkPropagation(b); err != nil {
+			return m, err
+		}
+	}
+	if b.Subpath == "" && !b.WritableBelow {
+		return m, nil
+	}
+	from, err := openPath(b.Source)
+	if errors.Is(err, unix.ENOTDIR) && b.Subpath == "" {
+		m.Recursive = false // a file has nothing below it
+		return m, nil
+	}
+	if err != nil {
+		return m, err
+	}
+	defer from.Close()
+	at := from
+	if b.Subpath != "" {
+		// Links in a volume are its containers', which may not lead out of it.
+		if at, err = openIn(from, b.Subpath, unix.O_PATH); err != nil {
+			return m, fmt.Errorf("cannot access path %s: %w", filepath.Join(b.Source, b.Subpath), errors.Unwrap(err))
+		}
+		defer at.Close()
+	}
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
+	if !b.Alone {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(int(at.Fd()), "", flags)
+	if err != nil {
+		return m, fmt.Errorf("clone the mount of %s: %w", b.Source, err)
+	}
+	tree := os.NewFile(uintptr(fd), b.Source)
+	r.onClose(tree.Close)
+	if b.WritableBelow {
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+			return m, fmt.Errorf("make the mount of %s read-only: %w", b.Source, err)
+		}
+		m.ReadOnly = false
+	}
+	m.Source, m.Recursive, m.FD = "", false, tree
+	return m, nil
+}
+
+// checkPropagation reports an error if the mount of the source could not show
+// later mounts, as it was asked to.
+func checkPropagation(b Bind) error {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, b.Source, 0, unix.STATX_MNT_ID, &st); err != nil {
+		return &os.PathError{Op: "statx", Path: b.Source, Err: err}
+	}
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		// proc_pid_mountinfo(5): optional fields come between the sixth and "-".
+		f := strings.Fields(line)
+		if len(f) < 7 || f[0] != strconv.FormatUint(st.Mnt_id, 10) {
+			continue
+		}
+		optional := f[6:max(6, slices.Index(f, "-"))]
+		has := func(tag string) bool {
+			return slices.ContainsFunc(optional, func(o string) bool { return strings.HasPrefix(o, tag+":") })
+		}
+		if b.Propagation == "shared" && !has("shared") {
+			return fmt.Errorf("path %s is mounted on %s but it is not a shared mount", b.Source, f[4])
+		}
+		if b.Propagation == "slave" && !has("shared") && !has("master") {
+			return fmt.Errorf("path %s is mounted on %s but it is not a shared or slave mount", b.Source, f[4])
+		}
+	}
+	return nil
+}
