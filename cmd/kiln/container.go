@@ -86,6 +86,6 @@ func cliFailed(err error) error {
 
 // flagsFail has unknown flags end with that status as well.
 func flagsFail(c *cobra.Command) *cobra.Command {
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cliFailed(err) })
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return cliFailed(badFlag(c, err)) })
 	return c
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,7 +39,7 @@ func (a *app) psCommand() *cobra.Command {
 	fs.BoolVarP(&f.size, "size", "s", false, "show sizes")
 	fs.IntVarP(&f.last, "last", "n", -1, "the last N that were created")
 	fs.BoolVarP(&f.latest, "latest", "l", false, "the last one that was created")
-	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "status, name, id, label, ancestor, exited, expose, health, before, since, publish, volume, network =VALUE (repeatable)")
+	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "status, name, id, label, ancestor, exited, expose, health, before, since, publish, volume, network, until, is-task, isolation =VALUE (repeatable)")
 	fs.StringVar(&f.format, "format", "", formatHelp)
 	return c
 }
@@ -55,6 +57,8 @@ func (a *app) ps(f *psFlags) error {
 	if err != nil {
 		return err
 	}
+	// Sizes take a while, so they are added up where they are asked for.
+	f.size = f.size || strings.Contains(f.format, ".Size")
 	last := f.last
 	if f.latest {
 		last = 1
@@ -95,13 +99,13 @@ func (a *app) ps(f *psFlags) error {
 var psHeaders = map[string]string{
 	"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "RunningFor": "CREATED", "CreatedAt": "CREATED AT",
 	"Status": "STATUS", "State": "STATE", "Ports": "PORTS", "Names": "NAMES", "Labels": "LABELS", "Size": "SIZE",
-	"Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS", "Platform": "PLATFORM",
+	"HealthStatus": "HEALTH STATUS", "Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS", "Platform": "PLATFORM",
 }
 
 // psRow is a container as ps shows it; the names are docker's.
 type psRow struct {
 	ID, Image, Command, CreatedAt, RunningFor, Status, State, Ports, Names, Labels string
-	Size, Mounts, LocalVolumes, Networks, Platform                                 string
+	Size, Mounts, LocalVolumes, Networks, Platform, HealthStatus                   string
 
 	labels map[string]string
 }
@@ -140,6 +144,9 @@ func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
 		mounts = append(mounts, name)
 	}
 	r.Labels, r.Mounts, r.LocalVolumes = strings.Join(labels, ","), strings.Join(mounts, ","), strconv.Itoa(volumes)
+	if st.Health != nil {
+		r.HealthStatus = string(st.Health.Status)
+	}
 	if f.size {
 		used, all := containerSizes(k)
 		r.Size = fmt.Sprintf("%s (virtual %s)", humanSize(used), humanSize(all))
@@ -267,17 +274,15 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 	case "status":
 		known := []container.Status{container.Created, container.Running, container.Paused, container.Restarting, container.Exited, "removing", "dead"}
 		if !slices.Contains(known, container.Status(value)) {
-			return nil, fmt.Errorf("invalid filter 'status=%s'", value)
+			return nil, fmt.Errorf("invalid filter 'status=%s': must be one of created, running, paused, restarting, removing, exited, dead", value)
 		}
 		return func(_ *container.Container, st container.State) bool { return string(st.Status) == value }, nil
 	case "name":
-		return func(k *container.Container, _ container.State) bool {
-			return strings.Contains("/"+k.Name, strings.TrimSuffix(strings.TrimPrefix(value, "^"), "$")) &&
-				(!strings.HasPrefix(value, "^") || strings.HasPrefix("/"+k.Name, "/"+strings.Trim(value, "^$/"))) &&
-				(!strings.HasSuffix(value, "$") || strings.HasSuffix(k.Name, strings.Trim(value, "^$/")))
-		}, nil
+		match := matcher(value)
+		return func(k *container.Container, _ container.State) bool { return match("/"+k.Name) || match(k.Name) }, nil
 	case "id":
-		return func(k *container.Container, _ container.State) bool { return strings.HasPrefix(k.ID, value) }, nil
+		match := matcher(value)
+		return func(k *container.Container, _ container.State) bool { return match(k.ID) }, nil
 	case "ancestor":
 		return func(k *container.Container, _ container.State) bool {
 			id := k.ImageID.Encoded()
@@ -285,6 +290,9 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 				len(value) >= 4 && strings.HasPrefix(id, strings.TrimPrefix(value, "sha256:"))
 		}, nil
 	case "health":
+		if !slices.Contains([]string{"none", "starting", "healthy", "unhealthy"}, value) {
+			return nil, fmt.Errorf("invalid filter 'health=%s': must be one of healthy, none, starting, unhealthy", value)
+		}
 		return func(_ *container.Container, st container.State) bool {
 			if st.Health == nil {
 				return value == "none"
@@ -293,9 +301,12 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 		}, nil
 	case "exited":
 		code, err := strconv.Atoi(value)
+		if err != nil {
+			return nil, fmt.Errorf("invalid filter 'exited=%s'", value)
+		}
 		return func(_ *container.Container, st container.State) bool {
 			return st.Status == container.Exited && st.ExitCode == code
-		}, err
+		}, nil
 	case "label", "label!":
 		name, want, has := strings.Cut(value, "=")
 		return func(k *container.Container, _ container.State) bool {
@@ -305,10 +316,18 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 	case "until":
 		at, err := when("until", value)
 		return func(k *container.Container, _ container.State) bool { return k.Created.Before(at) }, err
-	case "expose":
-		return func(k *container.Container, _ container.State) bool {
-			return slices.ContainsFunc(k.Exposed, func(e string) bool { return e == value || strings.TrimSuffix(e, "/tcp") == value })
-		}, nil
+	case "expose", "publish":
+		wanted, err := portRange(key, value)
+		return func(k *container.Container, st container.State) bool {
+			ports := k.Exposed
+			if key == "publish" {
+				ports = nil
+				for _, p := range st.Ports {
+					ports = append(ports, p.ContainerPort())
+				}
+			}
+			return slices.ContainsFunc(ports, wanted)
+		}, err
 	case "before", "since":
 		at, err := other()
 		return func(k *container.Container, _ container.State) bool {
@@ -320,12 +339,44 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 		return func(k *container.Container, _ container.State) bool {
 			return slices.ContainsFunc(k.Binds, func(b container.Bind) bool { return b.Volume == value || b.Source == value || b.Target == value })
 		}, nil
-	case "publish":
-		return func(_ *container.Container, st container.State) bool {
-			return slices.ContainsFunc(st.Ports, func(p container.Port) bool {
-				return strconv.Itoa(p.HostPort) == strings.TrimSuffix(value, "/"+p.Proto)
-			})
-		}, nil
+	case "is-task":
+		want, err := strconv.ParseBool(value)
+		return func(*container.Container, container.State) bool { return !want }, err
+	case "isolation": // there is one
+		return func(*container.Container, container.State) bool { return value == "default" }, nil
 	}
 	return nil, fmt.Errorf("invalid filter '%s'", key)
+}
+
+// matcher is how docker compares names and IDs with filters: as a regular
+// expression, or as text where that is none.
+func matcher(value string) func(string) bool {
+	re, err := regexp.Compile(value)
+	if err != nil {
+		return func(s string) bool { return s == value }
+	}
+	return re.MatchString
+}
+
+// portRange reads PORT[-PORT][/PROTO], and returns what tells ports in it, in
+// the form "80/tcp".
+func portRange(key, value string) (func(string) bool, error) {
+	if strings.Contains(value, ":") {
+		return nil, fmt.Errorf("filter for '%s' should not contain ':': %s", key, value)
+	}
+	ports, proto, _ := strings.Cut(value, "/")
+	from, to, isRange := strings.Cut(ports, "-")
+	first, err := strconv.ParseUint(from, 10, 16)
+	last := first
+	if err == nil && isRange {
+		last, err = strconv.ParseUint(to, 10, 16)
+	}
+	if err != nil || last < first {
+		return nil, fmt.Errorf("error while looking up for %s %s: not a port or a range of ports", key, value)
+	}
+	return func(s string) bool {
+		port, p, _ := strings.Cut(s, "/")
+		n, err := strconv.ParseUint(port, 10, 16)
+		return err == nil && first <= n && n <= last && p == cmp.Or(strings.ToLower(proto), "tcp")
+	}, nil
 }

@@ -46,7 +46,7 @@ func (a *app) stats(ctx context.Context, f *statsFlags, names []string) error {
 			return err
 		}
 		rows := []statsRow{}
-		for _, k := range list {
+		for i, k := range list {
 			now, err := k.Usage(ctx)
 			var ended *container.StateError
 			if errors.Is(err, fs.ErrNotExist) || errors.As(err, &ended) {
@@ -55,7 +55,11 @@ func (a *app) stats(ctx context.Context, f *statsFlags, names []string) error {
 			if err != nil {
 				return err
 			}
-			rows = append(rows, newStatsRow(k, before[k.ID], now, f.noTrunc))
+			row := newStatsRow(k, before[k.ID], now, f.noTrunc)
+			if len(names) == len(list) {
+				row.Container = names[i] // as it was asked for
+			}
+			rows = append(rows, row)
 			before[k.ID] = now
 		}
 		if !first {

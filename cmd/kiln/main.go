@@ -19,7 +19,10 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
-	err := a.command(os.Args[1:]...).ExecuteContext(ctx)
+	c := a.command(os.Args[1:]...)
+	explainUsage(c)
+	c.SetFlagErrorFunc(badFlag)
+	err := c.ExecuteContext(ctx)
 	stop()
 	if err != nil && err.Error() != "" {
 		fmt.Fprintln(os.Stderr, "kiln: "+err.Error())

@@ -95,7 +95,7 @@ func (s Set) Volume(name string) (Volume, error) {
 	v := Volume{Name: name, Dir: filepath.Join(s.volumes(), name, "_data")}
 	fi, err := os.Stat(v.Dir)
 	if !validName().MatchString(name) || errors.Is(err, fs.ErrNotExist) {
-		return v, fmt.Errorf("%w: %s", ErrNoVolume, name)
+		return v, fmt.Errorf("get %s: %w", name, ErrNoVolume)
 	}
 	if err != nil {
 		return v, err
