@@ -153,8 +153,8 @@ func (w *watch) live(ctx context.Context) (int, error) {
 		began := time.Now()
 		code, err := w.once(ctx)
 		again := w.again(code, err)
-		if err := w.ended(code, err, again); err != nil {
-			return code, err
+		if failed := w.ended(code, err, again); failed != nil {
+			return code, errors.Join(err, failed)
 		}
 		w.watchers.leave()
 		if !again {
@@ -267,9 +267,19 @@ func (w *watch) setFrozen(frozen bool) error {
 	if err := change(w.proc.Group()); err != nil {
 		return fmt.Errorf("%s container %s: %w", verb, w.c.Name, err)
 	}
+	before := w.st.Status
 	w.st.Status = status
+	if err := w.c.setState(w.st); err != nil {
+		// What nobody can be told of is not done.
+		w.st.Status = before
+		undo := (*sandbox.Group).Thaw
+		if !frozen {
+			undo = (*sandbox.Group).Freeze
+		}
+		return errors.Join(fmt.Errorf("%s container %s: %w", verb, w.c.Name, err), undo(w.proc.Group()))
+	}
 	w.c.Note(string(verb))
-	return w.c.setState(w.st)
+	return nil
 }
 
 // refresh reads what was changed before the monitor could be told.

@@ -264,9 +264,17 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
+	return replaceFile(path, data)
+}
+
+func replaceFile(path string, data []byte) error {
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
+	err := os.WriteFile(tmp, data, 0o600)
+	if err == nil {
+		err = os.Rename(tmp, path)
 	}
-	return os.Rename(tmp, path)
+	if err != nil {
+		_ = os.Remove(tmp)
+	}
+	return err
 }

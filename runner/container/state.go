@@ -1,6 +1,7 @@
 package container
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -193,21 +194,72 @@ func settled(st State) State {
 }
 
 func (c *Container) readState() (State, error) {
-	var st State
-	data, err := os.ReadFile(filepath.Join(c.dir, "state.json"))
-	if err != nil {
-		return st, err
+	for try := 0; ; try++ {
+		var st State
+		data, err := os.ReadFile(c.statePath())
+		if err != nil {
+			return st, err
+		}
+		if len(data) == 0 {
+			// What a loss of power leaves of a file that was just replaced.
+			return State{Status: Exited, ExitCode: 128 + int(unix.SIGKILL), Error: "its state was lost"}, nil
+		}
+		err = json.Unmarshal(data, &st)
+		if err == nil {
+			return st, nil
+		}
+		if try == 3 {
+			return st, fmt.Errorf("state of container %s: %w", c.Name, err)
+		}
+		time.Sleep(time.Millisecond) // it was being overwritten, on a full disk
 	}
-	if len(data) == 0 {
-		// What a loss of power leaves of a file that was just replaced.
-		return State{Status: Exited, ExitCode: 128 + int(unix.SIGKILL), Error: "its state was lost"}, nil
-	}
-	if err := json.Unmarshal(data, &st); err != nil {
-		return st, fmt.Errorf("state of container %s: %w", c.Name, err)
-	}
-	return st, nil
 }
 
+func (c *Container) statePath() string { return filepath.Join(c.dir, "state.json") }
+
+// stateRoom is the least size of the file of a state. As much can be written
+// over it on a full disk, so that ps tells the truth there.
+const stateRoom = 2 << 10
+
 func (c *Container) setState(st State) error {
-	return writeJSON(filepath.Join(c.dir, "state.json"), st)
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	if n := stateRoom - len(data); n > 0 {
+		data = append(data, bytes.Repeat([]byte{' '}, n)...)
+	}
+	err = replaceFile(c.statePath(), data)
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	if len(data) > stateRoom && st.Health != nil {
+		h := *st.Health
+		h.Log, st.Health = nil, &h // what checks printed is too long then
+		if data, err = json.Marshal(st); err != nil {
+			return err
+		}
+	}
+	if overErr := overwrite(c.statePath(), data); overErr != nil {
+		return errors.Join(err, overErr)
+	}
+	return nil
+}
+
+// overwrite writes over a file that is not shorter, in the blocks that it
+// has, by one call.
+func overwrite(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	fi, err := f.Stat()
+	if err == nil && fi.Size() < int64(len(data)) {
+		err = fmt.Errorf("overwrite %s: %w", path, unix.ENOSPC)
+	}
+	if err == nil {
+		// Spaces after a value mean nothing in JSON.
+		_, err = f.WriteAt(append(data, bytes.Repeat([]byte{' '}, int(fi.Size())-len(data))...), 0)
+	}
+	return errors.Join(err, f.Close())
 }

@@ -116,6 +116,7 @@ type Writer struct {
 	file File
 	f    *os.File
 	size int64
+	torn bool // the last line has no end, for a full disk
 }
 
 // Open opens the file to add lines to it, as its only writer.
@@ -135,6 +136,14 @@ func (j File) Open() (*Writer, error) {
 // bound has a file of its own.
 func (w *Writer) Write(lines []byte) (int, error) {
 	written := 0
+	if w.torn {
+		// Lest the line that comes is torn with it.
+		n, err := w.f.Write([]byte{'\n'})
+		if w.size += int64(n); err != nil {
+			return 0, err
+		}
+		w.torn = false
+	}
 	for len(lines) > 0 {
 		cut := len(lines)
 		if room := w.file.Max - w.size; w.file.Max > 0 && int64(cut) > room {
@@ -156,6 +165,7 @@ func (w *Writer) Write(lines []byte) (int, error) {
 		w.size += int64(n)
 		written += n
 		if err != nil {
+			w.torn = n > 0 && lines[n-1] != '\n'
 			return written, err
 		}
 		lines = lines[cut:]
