@@ -45,7 +45,7 @@ func (x *execution) etc() error {
 		if err := os.Chmod(at, 0o644); err != nil {
 			return err
 		}
-		f, err := overlay.Clone(unix.AT_FDCWD, at)
+		f, err := overlay.Clone(at)
 		if err != nil {
 			return err
 		}
@@ -147,9 +147,9 @@ func (x *execution) mount(ctx context.Context, m op.Mount) error {
 	return fmt.Errorf("unknown type %q", m.Type)
 }
 
-// add clones what is at a path and mounts it.
-func (x *execution) add(m op.Mount, dirfd int, at string) error {
-	f, err := overlay.Clone(dirfd, at)
+// add clones what is at a path of this machine and mounts it.
+func (x *execution) add(m op.Mount, at string) error {
+	f, err := overlay.Clone(at)
 	if err != nil {
 		return err
 	}
@@ -189,11 +189,8 @@ func (x *execution) bind(ctx context.Context, m op.Mount) error {
 	if err != nil {
 		return err
 	}
-	if at == "" {
-		x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, FD: root, ReadOnly: m.ReadOnly})
-		return nil
-	}
-	return x.add(m, int(root.Fd()), at)
+	x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, FD: root, Part: at, ReadOnly: m.ReadOnly})
+	return nil
 }
 
 // bindSource is the stack and the path in it that a mount shows.
@@ -260,7 +257,7 @@ func (x *execution) cache(ctx context.Context, m op.Mount) error {
 		return err
 	}
 	x.onClose(func() error { release(); return nil })
-	return x.add(m, unix.AT_FDCWD, dir)
+	return x.add(m, dir)
 }
 
 // fill copies the initial content of a cache mount.
@@ -306,11 +303,14 @@ func (x *execution) secret(m op.Mount) error {
 		return err
 	}
 	x.onClose(f.Close)
-	x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, FD: f, ReadOnly: true, NoSuid: true, NoDev: true, NoExec: true})
+	x.spec.Mounts = append(x.spec.Mounts, sandbox.Mount{Target: m.Target, FD: f, Part: secretName, ReadOnly: true, NoSuid: true, NoDev: true, NoExec: true})
 	return nil
 }
 
-// memoryFile is a mount of one file on a tmpfs of its own.
+// secretName is the file's name in its own file system.
+const secretName = "secret"
+
+// memoryFile makes a tmpfs with one file.
 func memoryFile(value []byte, m op.Mount) (*os.File, error) {
 	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -324,18 +324,18 @@ func memoryFile(value []byte, m op.Mount) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("fsmount", err)
 	}
-	defer unix.Close(mnt)
-	fd, err := unix.Openat(mnt, "secret", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	root := os.NewFile(uintptr(mnt), "tmpfs")
+	fd, err := unix.Openat(mnt, secretName, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, os.NewSyscallError("openat", err)
+		return nil, errors.Join(os.NewSyscallError("openat", err), root.Close())
 	}
-	f := os.NewFile(uintptr(fd), "secret")
+	f := os.NewFile(uintptr(fd), secretName)
 	_, err = f.Write(value)
 	err = errors.Join(err, f.Chown(m.UID, m.GID), unix.Fchmod(fd, m.Mode), f.Close())
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, root.Close())
 	}
-	return overlay.Clone(mnt, "secret")
+	return root, nil
 }
 
 // ssh mounts an agent's socket.
@@ -348,7 +348,7 @@ func (x *execution) ssh(m op.Mount) error {
 		return nil
 	}
 	m.ReadOnly = false // connecting is writing
-	if err := x.add(m, unix.AT_FDCWD, socket); err != nil {
+	if err := x.add(m, socket); err != nil {
 		return err
 	}
 	x.spec.Env = append(x.spec.Env, "SSH_AUTH_SOCK="+m.Target)

@@ -58,7 +58,7 @@ func Mount(o Options) (*os.File, error) {
 			o.Lower = append([]string{o.Empty}, o.Lower...)
 		}
 		if len(o.Lower) < least { // nothing at all, read-only
-			return Clone(unix.AT_FDCWD, o.Empty)
+			return Clone(o.Empty)
 		}
 	}
 	if len(o.Lower) > MaxLayers {
@@ -189,15 +189,11 @@ func initialUserNamespace() bool {
 	return os.Geteuid() == 0 && err == nil && strings.Join(strings.Fields(string(uids)), " ") == "0 0 4294967295"
 }
 
-// Clone returns a detached clone of a directory, or of a file, of a mount or
-// of this machine, as bind mounts are. path may be empty for the descriptor
-// itself. It does not follow a link in the last place.
-func Clone(dirfd int, path string) (*os.File, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_SYMLINK_NOFOLLOW)
-	if path == "" {
-		flags |= unix.AT_EMPTY_PATH
-	}
-	fd, err := unix.OpenTree(dirfd, path, flags)
+// Clone returns a detached clone of a directory, or of a file, of this
+// machine, as bind mounts are. It does not follow a link in the last place.
+// Of a detached mount there are none before Linux 6.15.
+func Clone(path string) (*os.File, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return nil, fmt.Errorf("clone mount of %q: %w", path, err)
 	}

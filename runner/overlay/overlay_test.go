@@ -1,7 +1,9 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -128,8 +130,10 @@ func TestErrorsNameTheDirectory(t *testing.T) {
 
 func TestClone(t *testing.T) {
 	dir := layer(t, map[string]string{"f": "text"})
-	f := mustMount(t, Options{Lower: []string{dir}, Empty: t.TempDir()})
-	c, err := Clone(int(f.Fd()), "f")
+	c, err := Clone(filepath.Join(dir, "f"))
+	if errors.Is(err, fs.ErrPermission) {
+		t.Skip("needs root: mounts")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

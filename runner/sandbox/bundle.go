@@ -382,6 +382,13 @@ func (b *bundle) bind(m Mount, x specs.Mount) (specs.Mount, bool, error) {
 		f = os.NewFile(uintptr(fd), m.Source)
 		defer f.Close()
 	}
+	if m.Part != "" {
+		var err error
+		if f, err = b.part(f, m.Part); err != nil {
+			return x, false, err
+		}
+		defer f.Close()
+	}
 	attr := &unix.MountAttr{}
 	for _, o := range []struct {
 		on   bool
@@ -399,12 +406,7 @@ func (b *bundle) bind(m Mount, x specs.Mount) (specs.Mount, bool, error) {
 			return x, false, fmt.Errorf("set its flags: %w", err)
 		}
 	}
-	fi, err := f.Stat()
-	if err != nil {
-		return x, false, err
-	}
-	b.mounted++
-	x.Type, x.Source = "bind", filepath.Join(b.dir, "mount"+strconv.Itoa(b.mounted))
+	x.Type, x.Source = "bind", b.place()
 	x.Options = []string{"rbind", "rprivate"}
 	if m.Propagation != "" {
 		x.Options[1] = "r" + m.Propagation
@@ -412,7 +414,38 @@ func (b *bundle) bind(m Mount, x specs.Mount) (specs.Mount, bool, error) {
 	if m.ReadOnly {
 		x.Options = append(x.Options, "ro")
 	}
+	fi, err := f.Stat()
+	if err != nil {
+		return x, false, err
+	}
 	return x, fi.IsDir(), attach(f, x.Source, fi.IsDir())
+}
+
+// place returns where the next mount is attached.
+func (b *bundle) place() string {
+	b.mounted++
+	return filepath.Join(b.dir, "mount"+strconv.Itoa(b.mounted))
+}
+
+// part attaches a detached mount, without which nothing of it can be cloned
+// before Linux 6.15, and returns a clone of a part.
+func (b *bundle) part(f *os.File, path string) (*os.File, error) {
+	if err := attach(f, b.place(), true); err != nil {
+		return nil, err
+	}
+	at, err := unix.Openat2(int(f.Fd()), path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "open in a mount", Path: path, Err: err}
+	}
+	defer unix.Close(at)
+	fd, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return nil, &os.PathError{Op: "clone mount", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // attach moves a detached mount to a new place.

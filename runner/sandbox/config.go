@@ -439,11 +439,14 @@ func (p *plan) mount(m Mount) (launch.Mount, error) {
 	if kinds != 1 {
 		return launch.Mount{}, fmt.Errorf("mount %q: one of FD, Source and Type is needed", m.Target)
 	}
+	if m.Part != "" && m.FD == nil {
+		return launch.Mount{}, fmt.Errorf("mount %q: a part of what is no FD", m.Target)
+	}
 	if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
 		return launch.Mount{}, fmt.Errorf("mount %q: the target is not an absolute path below the root", m.Target)
 	}
 	x := launch.Mount{
-		Kind: m.Type, Target: path.Clean(m.Target), FD: -1, Source: m.Source,
+		Kind: m.Type, Target: path.Clean(m.Target), FD: -1, Part: m.Part, Source: m.Source,
 		Recursive: m.Recursive, Propagation: m.Propagation, Options: slices.Clone(m.Options),
 	}
 	switch {

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -126,7 +127,28 @@ func TestMounts(t *testing.T) {
 			t.Errorf("%+v: %s", m, got)
 		}
 	}
-	s := spec(t, "write", "/mnt/new", "x")
+	// Parts of detached mounts: links in them end at their own root.
+	if err := errors.Join(os.Mkdir(filepath.Join(src, "dir"), 0o755), os.Symlink("/file", filepath.Join(src, "dir/link")),
+		os.Symlink("/dir", filepath.Join(src, "away")), os.WriteFile(filepath.Join(src, "dir/below"), []byte("below"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for part, want := range map[string]string{"file": "bound", "dir/below": "below", "away/below": "below"} {
+		s := spec(t, "cat", "/mnt")
+		s.Mounts = []Mount{{Target: "/mnt", FD: clone(), Part: part, ReadOnly: true}}
+		if got := output(t, s); got != want {
+			t.Errorf("part %s: %q", part, got)
+		}
+	}
+	s := spec(t, "cat", "/mnt/below")
+	s.Mounts = []Mount{{Target: "/mnt", FD: clone(), Part: "dir", ReadOnly: true}}
+	if got := output(t, s); got != "below" {
+		t.Errorf("directory: %q", got)
+	}
+	s.Mounts[0].FD, s.Mounts[0].Part = clone(), "missing"
+	if _, err := Start(t.Context(), s); err == nil || !strings.Contains(err.Error(), "take missing out of its mount") {
+		t.Errorf("a part that is missing: %v", err)
+	}
+	s = spec(t, "write", "/mnt/new", "x")
 	s.Mounts = []Mount{{Target: "/mnt", Source: src}}
 	output(t, s)
 	if b, err := os.ReadFile(filepath.Join(src, "new")); err != nil || string(b) != "x" {

@@ -229,6 +229,8 @@ type Mount struct {
 	// FD is a detached mount (fsmount, open_tree) to be moved to Target. It
 	// can be used once; the caller closes it after Start.
 	FD *os.File
+	// Part is what of FD is mounted, a path in it; empty is all of it.
+	Part string
 
 	// Source is a path of this machine to bind; its mounts below come along
 	// where Recursive.

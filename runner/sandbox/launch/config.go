@@ -69,6 +69,7 @@ type Mount struct {
 	Kind        string
 	Target      string
 	FD          int
+	Part        string // of FD, what is mounted; empty is all of it
 	Source      string
 	Recursive   bool
 	Flags       uint64 // MOUNT_ATTR_*
@@ -160,6 +161,7 @@ func codeMount(x *codec, m *Mount) {
 	x.string(&m.Kind)
 	x.string(&m.Target)
 	x.int(&m.FD)
+	x.string(&m.Part)
 	x.string(&m.Source)
 	x.bool(&m.Recursive)
 	x.u64(&m.Flags)

@@ -211,7 +211,7 @@ func (l *launch) makeRoot() error {
 		return err
 	}
 	// From here on no path leads to the host.
-	if err := l.pivot(); err != nil {
+	if err := l.pivot(mounts); err != nil {
 		return err
 	}
 	for i := range l.Mounts {

@@ -24,6 +24,9 @@ func (l *launch) openMask() (int, error) {
 		if err != nil {
 			return -1, fail(step, "/dev/null", err)
 		}
+		if err := createNode(fd, "null", false); err != nil {
+			return -1, fail(step, "", err)
+		}
 	} else if err := unix.Mknodat(fd, "null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
 		return -1, fail(step, "", err)
 	}
@@ -33,9 +36,23 @@ func (l *launch) openMask() (int, error) {
 
 // protect covers the masked paths and makes the read-only ones so.
 func (l *launch) protect(mask int) error {
+	attached := false
 	for _, p := range l.Masked {
-		if err := l.mask(mask, p); err != nil {
+		err := l.mask(mask, p)
+		if err == unix.EINVAL && !attached {
+			if err := l.attachMask(mask); err != nil {
+				return fail("attach the mask", "", err)
+			}
+			attached = true
+			err = l.mask(mask, p)
+		}
+		if err != nil {
 			return fail("mask "+p, "", err)
+		}
+	}
+	if attached {
+		if err := detach(mask); err != nil {
+			return fail("detach the mask", "", err)
 		}
 	}
 	for _, p := range l.Readonly {
@@ -44,6 +61,30 @@ func (l *launch) protect(mask int) error {
 		}
 	}
 	return nil
+}
+
+// attachMask puts the mask over the root, for kernels before 6.15: they clone
+// only what is mounted in their own namespace. Paths that begin at the root
+// do not lead there.
+func (l *launch) attachMask(mask int) error {
+	if err := unix.MoveMount(mask, "", l.root, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return err
+	}
+	if !l.UserNamespace {
+		return nil
+	}
+	return unix.MoveMount(l.null, "", mask, "null", unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// detach undoes an attachment, with what is mounted in there.
+func detach(mount int) error {
+	if err := unix.Fchdir(mount); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
 }
 
 func absent(err error) bool { return err == unix.ENOENT || err == unix.ENOTDIR }

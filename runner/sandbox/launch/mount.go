@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -53,6 +54,9 @@ func (l *launch) openMounts() ([]int, error) {
 func (l *launch) open(m *Mount) (int, error) {
 	switch m.Kind {
 	case KindFD:
+		if m.Part != "" {
+			return -1, nil // see parts
+		}
 		return m.FD, l.reshape(m.FD, m)
 	case KindBind:
 		fd, err := cloneTree(m.Source, m.Recursive)
@@ -160,10 +164,49 @@ func without(options []string, prefix string) []string {
 	return kept
 }
 
+// parts takes out of detached mounts what is to be mounted of them. Before
+// Linux 6.15 only mounts of one's own namespace can be cloned, so they are
+// attached over the old root, with which they go away.
+func (l *launch) parts(mounts []int) error {
+	for i := range l.Mounts {
+		m := &l.Mounts[i]
+		if m.Kind != KindFD || m.Part == "" {
+			continue
+		}
+		fd, err := part(m.FD, m.Part)
+		if err == nil {
+			err = l.reshape(fd, m)
+		}
+		if err != nil {
+			return fail("mount "+m.Target, "take "+m.Part+" out of its mount", err)
+		}
+		mounts[i] = fd
+	}
+	return nil
+}
+
+func part(mount int, path string) (int, error) {
+	if err := unix.MoveMount(mount, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return -1, err
+	}
+	at, err := openat2(mount, path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(at)
+	return unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+}
+
 // pivot makes the new root the root and lets go of the old one.
-func (l *launch) pivot() error {
+func (l *launch) pivot(mounts []int) error {
 	const step = "change the root"
 	if l.Chroot {
+		if slices.ContainsFunc(l.Mounts, func(m Mount) bool { return m.Part != "" }) {
+			return fail(step, "a part of a mount needs a mount namespace", unix.EINVAL)
+		}
 		if err := unix.Fchdir(l.root); err != nil {
 			return fail(step, "enter the new root", err)
 		}
@@ -172,6 +215,9 @@ func (l *launch) pivot() error {
 	// Else the mounts below would propagate to the host.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fail(step, "make mounts private", err)
+	}
+	if err := l.parts(mounts); err != nil {
+		return err
 	}
 	old, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
