@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -34,21 +35,35 @@ type Proxy struct {
 //
 // The proxy works until [Proxy.Close] is called or ctx is done.
 func Publish(ctx context.Context, port Port, ip netip.Addr) (*Proxy, error) {
-	return publish(ctx, port, ip, udpIdle)
+	return PublishTo(ctx, port, host(ip))
+}
+
+// Target is where a published port leads.
+type Target interface {
+	// Forward passes a client's connection on to a port until it ends, or ctx
+	// is done, and closes it.
+	Forward(ctx context.Context, client *net.TCPConn, port int)
+	// DialUDP returns a connection to a port, which sends nothing yet.
+	DialUDP(port int) (net.Conn, error)
+}
+
+// PublishTo is [Publish] for containers that are not reached through the
+// kernel.
+func PublishTo(ctx context.Context, port Port, to Target) (*Proxy, error) {
+	return publish(ctx, port, to, udpIdle)
 }
 
 // publish is [Publish] with the time after which a silent UDP client is
 // forgotten.
-func publish(ctx context.Context, port Port, ip netip.Addr, idle time.Duration) (*Proxy, error) {
-	target := netip.AddrPortFrom(ip, uint16(port.ContainerPort))
+func publish(ctx context.Context, port Port, to Target, idle time.Duration) (*Proxy, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &Proxy{cancel: cancel}
 	var err error
 	switch port.Proto {
 	case "tcp":
-		err = p.listenTCP(ctx, port, target)
+		err = p.listenTCP(ctx, port, to)
 	case "udp":
-		err = p.listenUDP(ctx, port, target, idle)
+		err = p.listenUDP(ctx, port, to, idle)
 	default:
 		err = fmt.Errorf("protocol %q is neither tcp nor udp", port.Proto)
 	}
@@ -76,7 +91,7 @@ func (p *Proxy) closeAfter(ctx context.Context, c io.Closer) {
 	})
 }
 
-func (p *Proxy) listenTCP(ctx context.Context, port Port, target netip.AddrPort) error {
+func (p *Proxy) listenTCP(ctx context.Context, port Port, to Target) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", port.hostAddress())
 	if err != nil {
 		return err
@@ -87,7 +102,7 @@ func (p *Proxy) listenTCP(ctx context.Context, port Port, target netip.AddrPort)
 		for {
 			c, err := l.Accept()
 			if err == nil {
-				p.wg.Go(func() { forward(ctx, c.(*net.TCPConn), target) })
+				p.wg.Go(func() { to.Forward(ctx, c.(*net.TCPConn), port.ContainerPort) })
 				continue
 			}
 			if errors.Is(err, net.ErrClosed) {
@@ -103,13 +118,23 @@ func (p *Proxy) listenTCP(ctx context.Context, port Port, target netip.AddrPort)
 	return nil
 }
 
-// forward connects client with the target, and copies both ways until both
-// directions have ended, one of them has failed, or ctx is done. An end of
-// one direction is passed on as such, a failure as a reset.
-func forward(ctx context.Context, client *net.TCPConn, target netip.AddrPort) {
+// host is a container that the kernel reaches at an address.
+type host netip.Addr
+
+func (h host) address(port int) string {
+	return net.JoinHostPort(netip.Addr(h).String(), strconv.Itoa(port))
+}
+
+// DialUDP implements [Target].
+func (h host) DialUDP(port int) (net.Conn, error) { return net.Dial("udp", h.address(port)) }
+
+// Forward implements [Target]: it copies both ways until both directions have
+// ended, one of them has failed, or ctx is done. An end of one direction is
+// passed on as such, a failure as a reset.
+func (h host) Forward(ctx context.Context, client *net.TCPConn, port int) {
 	defer client.Close()
 	dialer := net.Dialer{Timeout: dialTimeout}
-	c, err := dialer.DialContext(ctx, "tcp", target.String())
+	c, err := dialer.DialContext(ctx, "tcp", h.address(port))
 	if err != nil {
 		reset(client)
 		return

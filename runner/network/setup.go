@@ -65,7 +65,7 @@ func (b *Bridge) ensureLink() (ready, error) {
 		return ready{}, err
 	}
 	if !gateway.IsValid() {
-		if gateway, err = freeSubnet(); err != nil {
+		if gateway, err = FreeSubnet(); err != nil {
 			return ready{}, err
 		}
 		// The port of lowest address lends a bridge its own otherwise, and
@@ -150,9 +150,9 @@ func hostMTU() (int, error) {
 	return link.Attrs().MTU, nil
 }
 
-// freeSubnet returns the gateway's address within the first candidate subnet
+// FreeSubnet returns the gateway's address within the first candidate subnet
 // that no route or address of the host overlaps.
-func freeSubnet() (netip.Prefix, error) {
+func FreeSubnet() (netip.Prefix, error) {
 	used, err := usedSubnets()
 	if err != nil {
 		return netip.Prefix{}, err

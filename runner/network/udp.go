@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -26,7 +27,8 @@ const (
 // container's answers to different clients apart.
 type udpProxy struct {
 	listener *net.UDPConn
-	target   netip.AddrPort
+	target   Target
+	port     int // of the target
 	idle     time.Duration
 
 	mu       sync.Mutex
@@ -43,11 +45,11 @@ type sessionKey struct {
 
 // session is the packets of one client.
 type session struct {
-	conn *net.UDPConn // to the container
-	last time.Time    // guarded by udpProxy.mu
+	conn net.Conn  // to the container
+	last time.Time // guarded by udpProxy.mu
 }
 
-func (p *Proxy) listenUDP(ctx context.Context, port Port, target netip.AddrPort, idle time.Duration) error {
+func (p *Proxy) listenUDP(ctx context.Context, port Port, to Target, idle time.Duration) error {
 	c, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", port.hostAddress())
 	if err != nil {
 		return err
@@ -58,7 +60,7 @@ func (p *Proxy) listenUDP(ctx context.Context, port Port, target netip.AddrPort,
 		return err
 	}
 	p.HostPort = listener.LocalAddr().(*net.UDPAddr).Port
-	u := &udpProxy{listener: listener, target: target, idle: idle, sessions: map[sessionKey]*session{}}
+	u := &udpProxy{listener: listener, target: to, port: port.ContainerPort, idle: idle, sessions: map[sessionKey]*session{}}
 	p.closeAfter(ctx, listener)
 	p.wg.Go(func() { u.serve(ctx) })
 	return nil
@@ -100,7 +102,7 @@ func (u *udpProxy) session(k sessionKey) (*session, error) {
 		return nil, nil
 	}
 	// Connecting a UDP socket sends nothing and does not block.
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(u.target))
+	conn, err := u.target.DialUDP(u.port)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +124,7 @@ func (u *udpProxy) answer(k sessionKey, s *session) {
 		}
 		_ = s.conn.SetReadDeadline(time.Now().Add(wait))
 		n, err := s.conn.Read(packet)
-		if errors.Is(err, net.ErrClosed) {
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) { // the latter by a [Target]'s own
 			return
 		}
 		if err != nil {

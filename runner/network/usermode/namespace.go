@@ -1,0 +1,192 @@
+package usermode
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// containerInterface is the container's end of the veth pair, farInterface
+	// the one whose packets are this process's.
+	containerInterface = "eth0"
+	farInterface       = "kiln0"
+	// mtu is that of ethernet. More is not needed for speed: segmentation
+	// happens nowhere, as packets of up to 64 KiB pass as they are.
+	mtu = 1500
+	// settleTries is for how many milliseconds an interface may take to
+	// activate.
+	settleTries = 100
+)
+
+// addInterface makes the interface in the network namespace of a process and
+// returns a packet socket on its far end.
+func addInterface(pid int, c Config) (*os.File, error) {
+	ns, err := openNamespace(pid)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	var socket *os.File
+	err = within(ns, func() (err error) {
+		socket, err = addPair(c)
+		return err
+	})
+	return socket, err
+}
+
+// within calls f on a thread that is in a network namespace. A caller that is
+// not root of the machine can enter that, but not come back to the machine's
+// own. So the thread ends with f: a goroutine that ends while it is locked to
+// its thread takes that along.
+//
+// Two kinds of threads may not end so: the first one, which stands for the
+// process in /proc and does not end at all, and those that have children,
+// which may have asked to be killed when their parent thread ends
+// (PR_SET_PDEATHSIG). Such a one is kept occupied while another is taken.
+func within(ns *os.File, f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() || hasChildren() {
+			result <- within(ns, f)
+			runtime.UnlockOSThread()
+			return
+		}
+		// From here on the thread ends with the goroutine.
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			result <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		result <- f()
+	}()
+	return <-result
+}
+
+// hasChildren reports whether a process was started by this thread. Where the
+// kernel does not tell (CONFIG_PROC_CHILDREN) it could be any thread.
+func hasChildren() bool {
+	list, err := os.ReadFile("/proc/thread-self/children")
+	return err == nil && len(list) > 0
+}
+
+// addPair makes the veth pair in the thread's network namespace.
+func addPair(c Config) (*os.File, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink in its namespace: %w", err)
+	}
+	defer h.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = containerInterface, mtu, hardwareAddr(c.IP)
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName = farInterface
+	if err := h.LinkAdd(veth); err != nil {
+		return nil, fmt.Errorf("add %s: %w", containerInterface, err)
+	}
+	far, err := h.LinkByName(farInterface)
+	if err != nil {
+		return nil, fmt.Errorf("find the far end of %s: %w", containerInterface, err)
+	}
+	socket, err := packetSocket(far.Attrs().Index)
+	if err != nil {
+		return nil, fmt.Errorf("open the far end of %s: %w", containerInterface, err)
+	}
+	if err := configure(h, c, veth, far); err != nil {
+		return nil, errors.Join(err, socket.Close())
+	}
+	return socket, nil
+}
+
+// configure gives the container's end its address and route, and returns when
+// both ends pass packets. On the far end the namespace has no business: it
+// neither answers ARP there nor has a hardware address that is written to.
+func configure(h *netlink.Handle, c Config, near, far netlink.Link) error {
+	addr := netip.PrefixFrom(c.IP, c.Gateway.Bits())
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		{"switch off ARP on its far end", func() error { return h.LinkSetARPOff(far) }},
+		{"give it the address " + addr.String(), func() error {
+			return h.AddrAdd(near, &netlink.Addr{IPNet: ipNet(addr)})
+		}},
+		{"switch off IPv6", func() error { return errors.Join(noIPv6(near), noIPv6(far)) }},
+		{"set it up", func() error { return errors.Join(h.LinkSetUp(far), h.LinkSetUp(near)) }},
+		{"give it a default route", func() error {
+			return h.RouteAdd(&netlink.Route{LinkIndex: near.Attrs().Index, Gw: c.Gateway.Addr().AsSlice()})
+		}},
+		{"wait for it", func() error { return errors.Join(settle(h, far), settle(h, near)) }},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("set up %s: %s: %w", containerInterface, step.what, err)
+		}
+	}
+	return nil
+}
+
+// noIPv6 keeps the kernel from sending what nobody answers. The setting is
+// that of the thread's network namespace; it is not there without IPv6.
+func noIPv6(link netlink.Link) error {
+	err := os.WriteFile("/proc/sys/net/ipv6/conf/"+link.Attrs().Name+"/disable_ipv6", []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// settle waits until an interface that is up passes packets, see
+// network.settle: asking for its state completes the activation.
+func settle(h *netlink.Handle, link netlink.Link) error {
+	for range settleTries {
+		l, err := h.LinkByIndex(link.Attrs().Index)
+		if err != nil || l.Attrs().OperState == netlink.OperUp {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return nil
+}
+
+// packetSocket opens a socket for all packets of an interface, each with a
+// header that says what offloading is still to be done (PACKET_VNET_HDR):
+// without it the kernel would cut and sum each packet, and drop large ones.
+func packetSocket(index int) (*os.File, error) {
+	// No protocol at first: else it would get the packets of all interfaces.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "packet socket")
+	err = errors.Join(
+		os.NewSyscallError("setsockopt PACKET_VNET_HDR", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1)),
+		os.NewSyscallError("setsockopt PACKET_IGNORE_OUTGOING", unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)),
+		os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)), // cut to net.core.rmem_max
+	)
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: index}))
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func htons(n uint16) uint16 { return n<<8 | n>>8 }
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+}
+
+// hardwareAddr derives a hardware address from an IPv4 address.
+func hardwareAddr(ip netip.Addr) net.HardwareAddr {
+	a := ip.As4()
+	return net.HardwareAddr{0x02, 0x6b, a[0], a[1], a[2], a[3]} // 02: locally administered
+}

@@ -1,0 +1,167 @@
+// Package usermode connects containers to the network of the machine without
+// root's rights over that: the container's packets end in a TCP/IP stack in
+// this process (gVisor's netstack), and go on through ordinary sockets of the
+// caller.
+//
+// [Attach] gives the network namespace of a process an interface, an address
+// and a default route, and returns an [Endpoint], by which ports are
+// published and which has to be closed. Nothing of it is on the machine: the
+// interface is one end of a veth pair whose other end is in the same
+// namespace, where this process holds a packet socket on it.
+//
+// # What a container reaches
+//
+// TCP and UDP lead wherever the caller's own sockets do, and what becomes of
+// a connection outside becomes of it inside: refused, reset, half-closed,
+// unreachable. Echo requests (ping) go on if net.ipv4.ping_group_range allows
+// that to the caller and are answered as unreachable if not; other protocols
+// are answered as unreachable.
+//
+// Like on a bridge, services of the machine that listen on all interfaces are
+// reachable at its addresses and at that of the gateway, and those that
+// listen on 127.0.0.1 are not, unless [Config.HostLoopback] is set, which
+// makes the gateway's address mean that. Destinations that no router passes
+// on are refused: loopback, this-network, link-local (the metadata services
+// of clouds, which would take the container for the machine), multicast and
+// broadcast addresses. At port 53 of the gateway is a DNS server that asks
+// the machine's nameservers; these may be where a container could not reach
+// them. There is no IPv6.
+//
+// What a container has under way is bounded (see the constants); beyond that
+// it gets refusals.
+package usermode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"kiln.build/runner/network"
+	"kiln.build/runner/network/dns"
+)
+
+// Config says what a container's network is like. The zero value is the first
+// subnet that the machine has no route to, of whose addresses the container
+// has the second.
+type Config struct {
+	// Gateway is the gateway's address within its subnet.
+	Gateway netip.Prefix
+	// IP is the container's address, within the subnet.
+	IP netip.Addr
+	// HostLoopback makes the gateway's address mean the machine's 127.0.0.1.
+	HostLoopback bool
+	// Resolver answers the queries that come to the gateway's port 53; nil
+	// asks the machine's nameservers.
+	Resolver *dns.Server
+}
+
+// Endpoint is a container's place in its network.
+type Endpoint struct {
+	IP      netip.Addr // of the container
+	Gateway netip.Addr // its default route and nameserver
+
+	config Config
+	link   *link
+	ready  chan struct{} // closed once there is a stack
+	stack  *stack.Stack
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // of all that was started
+	limits limits
+	syns   syns
+	close  sync.Once
+}
+
+// Attach gives the network namespace of a process an interface eth0 that is
+// up, with an address and a default route. The process must have been made
+// with a new network namespace that belongs to this process's user namespace
+// or one below it; in it there must be no eth0 yet. Its loopback interface is
+// left alone.
+//
+// The endpoint works until [Endpoint.Close] is called, whatever becomes of
+// ctx; until then it keeps the namespace alive.
+func Attach(ctx context.Context, pid int, c Config) (*Endpoint, error) {
+	return attachLimited(ctx, pid, c, newLimits())
+}
+
+func attachLimited(ctx context.Context, pid int, c Config, l limits) (*Endpoint, error) {
+	if !c.Gateway.IsValid() {
+		gateway, err := network.FreeSubnet()
+		if err != nil {
+			return nil, fmt.Errorf("attach process %d to the user-mode network: %w", pid, err)
+		}
+		c.Gateway, c.IP = gateway, gateway.Addr().Next()
+	}
+	if c.Resolver == nil {
+		c.Resolver = &dns.Server{}
+	}
+	e := &Endpoint{IP: c.IP, Gateway: c.Gateway.Addr(), config: c, ready: make(chan struct{}), limits: l}
+	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	socket, err := addInterface(pid, c)
+	if err != nil {
+		return nil, fmt.Errorf("attach process %d to the user-mode network: %w", pid, err)
+	}
+	if e.link, err = newLink(socket, c); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach process %d to the user-mode network: %w", pid, err), socket.Close())
+	}
+	// The command need not wait for the stack: until it is there packets wait
+	// in the socket.
+	e.wg.Go(e.run)
+	return e, nil
+}
+
+// run makes the stack and works until the endpoint is closed.
+func (e *Endpoint) run() {
+	e.stack = newStack(e)
+	close(e.ready)
+	e.wg.Go(e.serveDNS)
+	e.link.run()
+}
+
+// Publish listens on a port of the machine and hands what arrives to the
+// container, which sees the gateway as the peer. The proxy works until it or
+// the endpoint is closed, or ctx is done.
+func (e *Endpoint) Publish(ctx context.Context, port network.Port) (*network.Proxy, error) {
+	return network.PublishTo(ctx, port, target{e})
+}
+
+// Close cuts what is under way and frees the namespace; the interface stays
+// for as long as others hold that. It may be called more than once.
+func (e *Endpoint) Close() error {
+	e.close.Do(func() {
+		<-e.ready
+		e.cancel()
+		e.link.close()
+		e.stack.Destroy()
+		e.wg.Wait()
+	})
+	return nil
+}
+
+// openNamespace opens the network namespace of a process, which must not be
+// the caller's own.
+func openNamespace(pid int) (*os.File, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	theirs, err := f.Stat()
+	if err == nil {
+		var ours os.FileInfo
+		if ours, err = os.Stat("/proc/self/ns/net"); err == nil && os.SameFile(ours, theirs) {
+			err = errors.New("it has the network namespace of this process")
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// onClose has f called when the endpoint is closed, unless stop is called
+// before.
+func (e *Endpoint) onClose(f func()) (stop func() bool) { return context.AfterFunc(e.ctx, f) }
