@@ -89,8 +89,9 @@ type execution struct {
 	draft *cache.Draft
 	spec  sandbox.Spec
 
-	reads     *reads // of the layers that are traced; nil if none is
-	hostsFile string // of this machine, mounted on the step's /etc/hosts
+	reads *reads // of the layers that are traced; nil if none is
+
+	hostsFile, resolvFile string // of this machine, mounted in the step's /etc
 
 	closers []func() error // in reverse order
 	created []string       // mount points made in the root, outermost first
@@ -213,17 +214,17 @@ func (x *execution) network() error {
 		x.spec.Network.Host = true
 	default:
 		x.spec.NetworkReady = func(ctx context.Context, pid int) error {
-			gateway, detach, err := x.r.Network.Attach(ctx, pid)
+			at, err := x.r.Network.Attach(ctx, pid)
 			if err != nil {
 				return fmt.Errorf("network: %w", err)
 			}
-			if err := x.knowHost(gateway); err != nil {
-				return errors.Join(err, detach())
+			if err := errors.Join(x.knowHost(at.Gateway), x.knowNameserver(at.Nameserver)); err != nil {
+				return errors.Join(err, at.Detach())
 			}
 			// Taking an interface away takes the kernel some 20 ms, for which
 			// nothing has to wait.
 			x.onClose(func() error {
-				x.r.detaching.Go(func() { _ = detach() })
+				x.r.detaching.Go(func() { _ = at.Detach() })
 				return nil
 			})
 			return nil

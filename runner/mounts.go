@@ -38,6 +38,8 @@ func (x *execution) etc() error {
 		at := filepath.Join(dir, name)
 		if name == "hosts" {
 			x.hostsFile = at
+		} else {
+			x.resolvFile = at
 		}
 		if err := os.WriteFile(at, data, 0o644); err != nil {
 			return err
@@ -79,6 +81,30 @@ func (x *execution) knowHost(gateway string) error {
 		return nil
 	}
 	return os.WriteFile(x.hostsFile, x.hosts(gateway), 0o644)
+}
+
+// knowNameserver has the step ask the network's own nameserver, if it has one.
+func (x *execution) knowNameserver(addr string) error {
+	if addr == "" {
+		return nil
+	}
+	conf, err := ResolvConf(true)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(x.resolvFile, WithNameserver(conf, addr), 0o644)
+}
+
+// WithNameserver returns a resolver configuration with another nameserver in
+// place of its own.
+func WithNameserver(conf []byte, addr string) []byte {
+	var b strings.Builder
+	for line := range strings.Lines(string(conf)) {
+		if f := strings.Fields(line); len(f) > 0 && f[0] != "nameserver" {
+			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	return []byte(b.String() + "nameserver " + addr + "\n")
 }
 
 // ResolvConf is the resolver configuration for a sandbox. In a network of its

@@ -66,9 +66,15 @@ type Context struct {
 // Network attaches sandboxes to a network.
 type Network interface {
 	// Attach gives the network namespace of a process an interface to the
-	// outside. It returns the address of this machine as seen from there,
-	// and a function that takes the interface away again.
-	Attach(ctx context.Context, pid int) (gateway string, detach func() error, err error)
+	// outside.
+	Attach(ctx context.Context, pid int) (*Attachment, error)
+}
+
+// Attachment is a sandbox's place in a network.
+type Attachment struct {
+	Gateway    string       // address of this machine as the sandbox sees it
+	Nameserver string       // address of the network's own, empty if it has none
+	Detach     func() error // frees what belongs to the sandbox, once that has ended
 }
 
 var _ solver.Runner = (*Runner)(nil)

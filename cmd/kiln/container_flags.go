@@ -85,7 +85,7 @@ func (f *runFlags) registerLog(fs *pflag.FlagSet) {
 }
 
 func (f *runFlags) registerNetwork(fs *pflag.FlagSet) {
-	fs.StringVar(&f.network, "network", "", "bridge, host or none (default bridge for root, else host)")
+	fs.StringVar(&f.network, "network", "", "bridge, host or none (default bridge)")
 	fs.StringVar(&f.network, "net", "", "same as --network")
 	_ = fs.MarkHidden("net") // it is there
 	fs.StringVar(&f.domainname, "domainname", "", "NIS domain name")

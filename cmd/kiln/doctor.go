@@ -116,9 +116,9 @@ func (a *app) examine(ctx context.Context) *diagnosis {
 			d.IDHelpers = append(d.IDHelpers, path)
 		}
 	}
-	d.Network = "bridge"
-	if mode != rootless.Root {
-		d.Network = "host"
+	d.Network = defaultNetwork()
+	if d.Network == "bridge" && mode != rootless.Root {
+		d.Network = "bridge, by a network stack of kiln's own"
 	}
 	var err error
 	if d.Git, err = exec.LookPath("git"); err != nil {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 	"kiln.build/runner"
 	"kiln.build/runner/container"
 	"kiln.build/runner/network"
+	"kiln.build/runner/network/usermode"
 	"kiln.build/runner/rootless"
 )
 
@@ -28,57 +30,95 @@ func bridged() bool {
 }
 
 // stepNetwork is the network of RUN steps: nil shares this machine's, which
-// is all that can be had without root's rights.
+// is what root has in a container that may not change its network.
 func (a *app) stepNetwork() runner.Network {
-	if !bridged() {
+	switch defaultNetwork() {
+	case "host":
 		return nil
+	default:
+		return stepNetwork{}
 	}
-	return stepBridge{network.New(networkState)}
 }
 
-// stepBridge puts RUN steps on the bridge.
-type stepBridge struct{ bridge *network.Bridge }
+// stepNetwork gives RUN steps a network of their own.
+type stepNetwork struct{}
 
-func (b stepBridge) Attach(ctx context.Context, pid int) (gateway string, detach func() error, err error) {
-	e, err := b.bridge.Attach(ctx, pid)
-	var none *network.UnavailableError
-	if errors.As(err, &none) {
-		return "", nil, fmt.Errorf("%w (the step can share this machine's network: build with --network=host --allow=network.host)", err)
-	}
+func (stepNetwork) Attach(ctx context.Context, pid int) (*runner.Attachment, error) {
+	s, err := newSeat(ctx, pid)
 	if err != nil {
-		return "", nil, err
+		return nil, fmt.Errorf("%w (the step can share this machine's network: build with --network=host --allow=network.host)", err)
 	}
-	return e.Gateway.String(), e.Close, nil
+	return &runner.Attachment{Gateway: s.gateway.String(), Nameserver: s.nameserver, Detach: s.close}, nil
 }
 
 // defaultNetwork is that of containers.
 func defaultNetwork() string {
-	if bridged() {
+	if bridged() || rootless.Current() != rootless.Root {
 		return "bridge"
 	}
 	return "host"
 }
 
-// attachNetwork joins a container to the bridge and publishes its ports.
-func attachNetwork(ctx context.Context, pid int, ports []container.Port) (*container.Endpoint, error) {
+// seat is a sandbox's place in the network called bridge: that of the
+// machine, or, for a caller who may not change that, a network stack in this
+// process, which does as if.
+type seat struct {
+	ip, gateway netip.Addr
+	nameserver  string
+	publish     func(context.Context, network.Port) (*network.Proxy, error)
+	drain       func()       // waits for what the sandbox has sent
+	close       func() error // drains, and gives the place up
+}
+
+func newSeat(ctx context.Context, pid int) (*seat, error) {
+	if rootless.Current() != rootless.Root {
+		e, err := usermode.Attach(ctx, pid, usermode.Config{})
+		if err != nil {
+			return nil, err
+		}
+		leave := func() error {
+			e.Drain()
+			return e.Close()
+		}
+		return &seat{e.IP, e.Gateway, e.Gateway.String(), e.Publish, e.Drain, leave}, nil
+	}
 	e, err := network.New(networkState).Attach(ctx, pid)
 	if err != nil {
 		return nil, err
 	}
-	end := &container.Endpoint{IP: e.IP.String(), Gateway: e.Gateway.String()}
+	publish := func(ctx context.Context, p network.Port) (*network.Proxy, error) {
+		return network.Publish(ctx, p, e.IP)
+	}
+	return &seat{e.IP, e.Gateway, "", publish, func() {}, e.Close}, nil
+}
+
+// attachNetwork joins a container to the bridge and publishes its ports.
+func attachNetwork(ctx context.Context, pid int, ports []container.Port) (*container.Endpoint, error) {
+	s, err := newSeat(ctx, pid)
+	if err != nil {
+		return nil, fmt.Errorf("%w (a container can share this machine's network: --network=host)", err)
+	}
+	end := &container.Endpoint{IP: s.ip.String(), Gateway: s.gateway.String(), Nameserver: s.nameserver}
 	var proxies []*network.Proxy
-	// The interface goes with the container's namespace, and the address with
-	// this process: taking them away here would make the user wait for it.
 	end.Detach = func() error {
+		s.drain()
 		for _, p := range proxies {
 			_ = p.Close() // always nil
+		}
+		// On the machine's bridge the interface goes with the container's
+		// namespace, and the address with this process. Else this process
+		// keeps the namespace, which it will do no more when it ends, or soon
+		// if it starts the container again. Either way to do it here would
+		// make the user wait.
+		if rootless.Current() != rootless.Root {
+			go func() { _ = s.close() }()
 		}
 		return nil
 	}
 	for _, p := range ports {
-		x, err := network.Publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto}, e.IP)
+		x, err := s.publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto})
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("publish %s: %w", p, err), end.Detach(), e.Close())
+			return nil, errors.Join(fmt.Errorf("publish %s: %w", p, err), end.Detach(), s.close())
 		}
 		proxies = append(proxies, x)
 		p.HostPort = x.HostPort

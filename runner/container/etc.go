@@ -17,11 +17,7 @@ import (
 // user has others.
 func (r *run) etc() error {
 	dir := filepath.Join(r.c.dir, "etc")
-	resolv, err := r.resolvConf()
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644); err != nil {
+	if err := r.writeResolvConf(); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "hostname"), []byte(r.c.Hostname+"\n"), 0o644); err != nil {
@@ -39,6 +35,16 @@ func (r *run) etc() error {
 	return nil
 }
 
+// writeResolvConf writes /etc/resolv.conf, again once the network's own
+// nameserver is known. The file stays the same one, since it is mounted.
+func (r *run) writeResolvConf() error {
+	conf, err := r.resolvConf()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(r.c.dir, "etc", "resolv.conf"), conf, 0o644)
+}
+
 // resolvConf is the host's with what the user wants otherwise.
 func (r *run) resolvConf() ([]byte, error) {
 	if r.c.Network == "none" {
@@ -47,6 +53,9 @@ func (r *run) resolvConf() ([]byte, error) {
 	conf, err := runner.ResolvConf(r.c.Network == "bridge")
 	if err != nil {
 		return nil, err
+	}
+	if r.endpoint.Nameserver != "" {
+		conf = runner.WithNameserver(conf, r.endpoint.Nameserver)
 	}
 	d := r.c.DNS
 	replaced := map[string]bool{

@@ -19,6 +19,7 @@ import (
 // Endpoint is a container's place in a network.
 type Endpoint struct {
 	IP, Gateway string
+	Nameserver  string // of the network; empty if it has none of its own
 	Ports       []Port // as published
 	Detach      func() error
 }

@@ -116,7 +116,7 @@ func (r *run) prepare(ctx context.Context) error {
 			}
 			r.onClose(e.Detach)
 			r.endpoint = *e
-			return r.writeHosts()
+			return errors.Join(r.writeHosts(), r.writeResolvConf())
 		}
 	}
 	if r.log, err = r.c.openLog(); err != nil {

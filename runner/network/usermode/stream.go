@@ -25,7 +25,7 @@ type stream struct {
 // join copies both ways between a connection outside and one with the
 // container, until both directions have ended, one of them has failed, or ctx
 // is done. An end of one direction is passed on as such, a failure as a reset.
-func join(ctx context.Context, out *net.TCPConn, in *stream) {
+func (e *Endpoint) join(ctx context.Context, out *net.TCPConn, in *stream) {
 	in.ep.SocketOptions().SetDelayOption(false) // who sends has decided that
 	fail := func() {
 		reset(out)
@@ -34,7 +34,12 @@ func join(ctx context.Context, out *net.TCPConn, in *stream) {
 	stop := context.AfterFunc(ctx, fail)
 	defer stop()
 	var wg sync.WaitGroup
-	for _, pass := range []func(*net.TCPConn) error{in.up, in.down} {
+	e.ups.Add(1)
+	up := func(out *net.TCPConn) error {
+		defer e.ups.Add(-1)
+		return in.up(out)
+	}
+	for _, pass := range []func(*net.TCPConn) error{up, in.down} {
 		wg.Go(func() {
 			if pass(out) != nil {
 				fail()

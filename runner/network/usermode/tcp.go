@@ -119,7 +119,7 @@ func (e *Endpoint) connect(r *tcp.ForwarderRequest) {
 	}
 	// From here on it is no longer one without an answer.
 	e.syns.remove(id)
-	join(e.ctx, out, &stream{ep, &wq})
+	e.join(e.ctx, out, &stream{ep, &wq})
 }
 
 // dial connects outside. With the connection comes a token of the limit.
@@ -153,7 +153,7 @@ func (e *Endpoint) publishTCP(ctx context.Context, client *net.TCPConn, port int
 		reset(client)
 		return
 	}
-	join(ctx, client, s)
+	e.join(ctx, client, s)
 }
 
 // dialContainer connects to a port of the container from the gateway.

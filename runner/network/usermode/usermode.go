@@ -38,6 +38,8 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"kiln.build/runner/network"
@@ -73,6 +75,7 @@ type Endpoint struct {
 	wg     sync.WaitGroup // of all that was started
 	limits limits
 	syns   syns
+	ups    atomic.Int64 // connections that may have something from the container yet
 	close  sync.Once
 }
 
@@ -129,8 +132,21 @@ func (e *Endpoint) Publish(ctx context.Context, port network.Port) (*network.Pro
 	return network.PublishTo(ctx, port, target{e})
 }
 
+// drainTime bounds the wait for peers that do not read.
+const drainTime = time.Second
+
+// Drain waits until what the container has sent is in the machine's hands. It
+// is called once the processes of the container have ended, which to their
+// connections is the end; so it takes no longer than the packets do.
+func (e *Endpoint) Drain() {
+	for end := time.Now().Add(drainTime); e.ups.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(200 * time.Microsecond)
+	}
+}
+
 // Close cuts what is under way and frees the namespace; the interface stays
-// for as long as others hold that. It may be called more than once.
+// for as long as others hold that. It takes the kernel some 10 ms, and may be
+// called more than once.
 func (e *Endpoint) Close() error {
 	e.close.Do(func() {
 		<-e.ready

@@ -481,6 +481,34 @@ func TestPublish(t *testing.T) {
 	})
 }
 
+// What a process has sent before it ended arrives, however late it is read.
+func TestDrain(t *testing.T) {
+	b, e := start(t, Config{})
+	got := make(chan int64, 1)
+	port := serve(t, machineIP+":0", func(c *net.TCPConn) {
+		time.Sleep(100 * time.Millisecond)
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	})
+	c, err := b.dial("tcp4", machineIP+":"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := make([]byte, 8<<20)
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.Write(sent); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	e.Drain()
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := <-got; n != int64(len(sent)) {
+		t.Errorf("%d bytes arrived, want %d", n, len(sent))
+	}
+}
+
 func TestAttachRefusals(t *testing.T) {
 	if noNetwork != "" {
 		t.Skip(noNetwork)
