@@ -410,8 +410,9 @@ func TestForegroundOutlivesCommand(t *testing.T) {
 	}
 }
 
-// TestContainersWithoutRoot goes through a container's life as another user.
-func TestContainersWithoutRoot(t *testing.T) {
+// newUserWorld is [newWorld] of another user than root, with one id.
+func newUserWorld(t *testing.T) *world {
+	t.Helper()
 	if os.Geteuid() != 0 || !userNamespace() {
 		t.Skip("needs root to become another user, and user namespaces")
 	}
@@ -437,6 +438,16 @@ func TestContainersWithoutRoot(t *testing.T) {
 	w := &world{t: t, kiln: built.kiln, root: filepath.Join(home, "store")}
 	w.prefix = []string{setpriv, "--reuid", "65534", "--regid", "65534", "--clear-groups", "env", "HOME=" + home}
 	w.must("import", built.toolbox, "toolbox")
+	return w
+}
+
+// TestContainersWithoutRoot goes through a container's life as another user.
+func TestContainersWithoutRoot(t *testing.T) {
+	w := newUserWorld(t)
+	built, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { _ = w.command(context.Background(), "rm", "-f", "web").Run() })
 	w.must("run", "-d", "--name", "web", "--health-cmd", "true", "--health-interval", "50ms", "toolbox", "sleep", "1000")
 	waitFor(t, "a health check", func() bool {
