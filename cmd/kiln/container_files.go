@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"kiln.build/cache"
+	"kiln.build/cache/archive"
 	"kiln.build/exporter/images"
 	"kiln.build/runner/container"
 )
@@ -92,6 +95,15 @@ func (a *app) cpCommand() *cobra.Command {
 standard output or input. A source that ends with "/." gives what is in it.`,
 		Example: "  kiln cp web:/etc/nginx .\n  kiln cp site/. web:/var/www",
 		RunE: func(c *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return errors.New("source can not be empty")
+			}
+			if args[1] == "" {
+				return errors.New("destination can not be empty")
+			}
+			if out, ok := a.stdout.(*os.File); !c.Flags().Changed("quiet") && !(ok && term.IsTerminal(out.Fd())) {
+				f.quiet = true
+			}
 			from, fromPath, out := containerPath(args[0])
 			to, toPath, in := containerPath(args[1])
 			switch {
@@ -111,7 +123,7 @@ standard output or input. A source that ends with "/." gives what is in it.`,
 	}
 	c.Flags().BoolVarP(&f.archive, "archive", "a", false, "keep users and groups")
 	c.Flags().BoolVarP(&f.follow, "follow-link", "L", false, "follow a link in the last place of the source")
-	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "accepted: nothing is printed")
+	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "do not say how much was copied (only told at a terminal)")
 	return c
 }
 
@@ -137,7 +149,7 @@ func (a *app) copyOut(ctx context.Context, store *cache.Store, k *container.Cont
 	defer closeRoot()
 	src, err := container.OpenSource(root, from, f.follow)
 	if err != nil {
-		return fmt.Errorf("copy from container %s: %w", k.Name, err)
+		return copyFailed(k, err)
 	}
 	defer src.Close()
 	if to == "-" {
@@ -151,7 +163,35 @@ func (a *app) copyOut(ctx context.Context, store *cache.Store, k *container.Cont
 	if to, err = absolute(to); err != nil {
 		return err
 	}
-	return src.CopyTo(host, to, container.ReadOptions{Owners: f.archive, UID: os.Getuid(), GID: os.Getgid(), KeepDirs: true})
+	err = src.CopyTo(host, to, container.ReadOptions{Owners: f.archive, UID: os.Getuid(), GID: os.Getgid(), KeepDirs: true})
+	var missing *container.MissingError
+	if errors.As(err, &missing) {
+		return fmt.Errorf("invalid output path: directory %q does not exist", missing.Path)
+	}
+	return a.copied(src, to, f, err)
+}
+
+// copied tells how much was copied, to whom sits at a terminal.
+func (a *app) copied(src *container.Source, to string, f cpFlags, err error) error {
+	if err != nil || f.quiet {
+		return err
+	}
+	_, err = fmt.Fprintf(a.stderr, "Successfully copied %s (transferred %s) to %s\n", humanSize(src.Bytes.Content), humanSize(src.Bytes.Stream), to)
+	return err
+}
+
+// copyFailed is an error about a container's files in docker's words.
+func copyFailed(k *container.Container, err error) error {
+	var missing *container.MissingError
+	switch {
+	case errors.As(err, &missing):
+		return fmt.Errorf("%w in container %s", missing, k.Name)
+	case errors.Is(err, unix.EROFS) && k.ReadOnly:
+		return fmt.Errorf("container rootfs is marked read-only: %w", err)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("mounted volume is marked read-only: %w", err)
+	}
+	return err
 }
 
 // copyIn copies from this machine to a container.
@@ -164,11 +204,21 @@ func (a *app) copyIn(ctx context.Context, store *cache.Store, k *container.Conta
 	o := container.ReadOptions{Owners: f.archive, KeepDirs: true}
 	if from == "-" {
 		dir, err := container.OpenDir(root, to)
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return copyFailed(k, &container.MissingError{Path: path.Clean("/" + to)})
+		case errors.Is(err, unix.ENOTDIR):
+			return fmt.Errorf(`destination "%s:%s" must be a directory`, k.Name, to)
+		case err != nil:
 			return fmt.Errorf("copy to container %s: %w", k.Name, err)
 		}
 		defer dir.Close()
-		return container.ReadTar(a.stdin, dir, container.ReadOptions{Owners: true, KeepDirs: true})
+		in, err := archive.Decompress(ctx, a.stdin)
+		if err != nil {
+			return fmt.Errorf("read archive: %w", err)
+		}
+		defer in.Close()
+		return copyFailed(k, container.ReadTar(in, dir, container.ReadOptions{Owners: true, KeepDirs: true}))
 	}
 	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -179,11 +229,14 @@ func (a *app) copyIn(ctx context.Context, store *cache.Store, k *container.Conta
 		return err
 	}
 	src, err := container.OpenSource(host, from, f.follow)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &os.PathError{Op: "lstat", Path: filepath.Clean(from), Err: unix.ENOENT}
+	}
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	return src.CopyTo(root, to, o)
+	return a.copied(src, k.Name+":"+to, f, copyFailed(k, src.CopyTo(root, to, o)))
 }
 
 // absolute makes a path absolute and keeps an end that means something.

@@ -20,7 +20,20 @@ type Source struct {
 	contents bool     // what is in it is meant, not the thing
 	parent   *os.File // of a file
 	self     *os.File // of a directory
+
+	// Bytes counts what was copied: of files, and of the stream that they came
+	// in.
+	Bytes struct{ Content, Stream int64 }
 }
+
+// MissingError says that what is copied, or the directory that it is copied
+// into, is not there.
+type MissingError struct{ Path string }
+
+func (e *MissingError) Error() string { return "could not find the file " + e.Path }
+
+// Is makes the error match [fs.ErrNotExist].
+func (e *MissingError) Is(t error) bool { return t == fs.ErrNotExist }
 
 // OpenSource finds what a path means: as docker cp has it, with "/." at its
 // end what is in a directory. A link in the last place is copied as a link
@@ -38,6 +51,9 @@ func OpenSource(root *os.File, p string, follow bool) (*Source, error) {
 		flags |= unix.O_NOFOLLOW
 	}
 	f, err := openIn(root, clean, flags)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &MissingError{clean}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -97,12 +113,28 @@ func (s *Source) Write(w io.Writer, as string) error {
 	return WriteTar(w, s.self, TarOptions{Prefix: as})
 }
 
+// maxTargets bounds how many links are followed at the end of a path.
+const maxTargets = 10
+
 // CopyTo copies the thing to a path below another root, by docker cp's rules:
-// into a directory that is there, else as the last name of the path.
+// into a directory that is there, else as the last name of the path, where a
+// link means what it leads to.
 func (s *Source) CopyTo(root *os.File, to string, o ReadOptions) error {
+	return s.copyTo(root, to, o, maxTargets)
+}
+
+func (s *Source) copyTo(root *os.File, to string, o ReadOptions, links int) error {
 	clean := path.Clean("/" + to)
 	mustBeDir := strings.HasSuffix(to, "/") || to == "." || strings.HasSuffix(to, "/.")
 	dir, err := OpenDir(root, clean)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, fs.ErrNotExist) {
+		if target, ok := linkTarget(root, clean); ok && links > 0 {
+			if mustBeDir {
+				target += "/"
+			}
+			return s.copyTo(root, target, o, links-1)
+		}
+	}
 	switch {
 	case err == nil && s.dir && (s.contents || s.Name == ""):
 		defer dir.Close()
@@ -118,6 +150,9 @@ func (s *Source) CopyTo(root *os.File, to string, o ReadOptions) error {
 		return err
 	}
 	parent, err := OpenDir(root, path.Dir(clean))
+	if errors.Is(err, fs.ErrNotExist) {
+		return &MissingError{path.Dir(clean)}
+	}
 	if err != nil {
 		return err
 	}
@@ -125,12 +160,30 @@ func (s *Source) CopyTo(root *os.File, to string, o ReadOptions) error {
 	return s.pipe(parent, path.Base(clean), o)
 }
 
+// linkTarget is where a link leads, if there is one at the path.
+func linkTarget(root *os.File, clean string) (string, bool) {
+	dir, err := openIn(root, path.Dir(clean), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return "", false
+	}
+	defer dir.Close()
+	target, err := readlinkat(dir, path.Base(clean))
+	if err != nil {
+		return "", false
+	}
+	if !path.IsAbs(target) {
+		target = path.Join(path.Dir(clean), target)
+	}
+	return target, true
+}
+
 // pipe copies the thing into a directory, named as; "" copies what is in it.
 func (s *Source) pipe(dir *os.File, as string, o ReadOptions) error {
 	rd, wr := io.Pipe()
 	done := make(chan error, 1)
+	o.content = &s.Bytes.Content
 	go func() {
-		err := s.Write(wr, as)
+		err := s.Write(counter{wr, &s.Bytes.Stream}, as)
 		_ = wr.CloseWithError(err)
 		done <- err
 	}()
@@ -140,6 +193,18 @@ func (s *Source) pipe(dir *os.File, as string, o ReadOptions) error {
 		err = errors.Join(err, written)
 	}
 	return err
+}
+
+// counter counts what is written.
+type counter struct {
+	io.Writer
+	n *int64
+}
+
+func (c counter) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	*c.n += int64(n)
+	return n, err
 }
 
 // OpenDir opens a directory below a root.

@@ -53,7 +53,7 @@ func TestCopyRules(t *testing.T) {
 		{name: "file to nothing with slash", from: "f", to: "new/", fails: "no such directory"},
 		{name: "file to file", from: "f", to: "old", want: "old"},
 		{name: "file to directory", from: "f", to: "dir", want: "dir/f"},
-		{name: "file to missing parent", from: "f", to: "no/such", fails: "no such file"},
+		{name: "file to missing parent", from: "f", to: "no/such", fails: "could not find the file"},
 		{name: "directory to nothing", from: "d", to: "new", want: "new/x"},
 		{name: "directory to nothing with slash", from: "d", to: "new/", want: "new/x"},
 		{name: "directory to file", from: "d", to: "old", fails: "cannot copy a directory to a file"},
@@ -62,7 +62,7 @@ func TestCopyRules(t *testing.T) {
 		{name: "content to nothing", from: "d/.", to: "new", want: "new/x"},
 		{name: "file as directory", from: "f/", to: "new", fails: "not a directory"},
 		{name: "link as it is", from: "l", to: "dir", want: "dir/l"},
-		{name: "nothing", from: "none", to: "new", fails: "no such file"},
+		{name: "nothing", from: "none", to: "new", fails: "could not find the file"},
 		{name: "out of the root", from: "../../../f", to: "../../dir", want: "dir/f"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -22,6 +22,8 @@ type ReadOptions struct {
 
 	// KeepDirs leaves directories that are there already as they are.
 	KeepDirs bool
+
+	content *int64 // counts the bytes of files, if set
 }
 
 // ReadTar writes a tar stream into a directory. Nothing outside of it is
@@ -47,6 +49,9 @@ func ReadTar(r io.Reader, dir *os.File, o ReadOptions) error {
 		}
 		if h.Typeflag == tar.TypeLink {
 			h.Linkname = inside(h.Linkname)
+		}
+		if o.content != nil {
+			*o.content += h.Size
 		}
 		made, err := o.extract(root, h, in)
 		if err != nil {
