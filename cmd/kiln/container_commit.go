@@ -68,6 +68,9 @@ func (a *app) commit(ctx context.Context, store *cache.Store, k *container.Conta
 	config.Config.Cmd, config.Config.Entrypoint = k.Args[len(k.Entrypoint):], k.Entrypoint
 	config.Config.Env, config.Config.WorkingDir, config.Config.User = k.Env, k.Cwd, k.User
 	config.Config.Labels, config.Config.StopSignal = k.Labels, k.StopSignal
+	// What inspect shows of these is what the container was made with.
+	shown := inspectConfig(k)
+	config.Config.ExposedPorts, config.Config.Volumes, config.Config.Healthcheck = shown.ExposedPorts, shown.Volumes, shown.Healthcheck
 	if err := images.Change(&config.Config, f.changes); err != nil {
 		return err
 	}

@@ -72,6 +72,11 @@ func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags,
 		return nil, err
 	}
 	var err error
+	if c.Hostname == "" && (c.HostUTS || f.network == "host") {
+		if c.Hostname, err = os.Hostname(); err != nil {
+			return nil, err
+		}
+	}
 	if c.Runtime, err = findRuntime(f.runtime); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 	"kiln.build/runner/container"
@@ -159,15 +161,11 @@ func (f *runFlags) applyLife(c *container.Config) error {
 func (f *runFlags) applyLabels(c *container.Config) error {
 	var all []string
 	for _, file := range f.labelFiles {
-		data, err := os.ReadFile(file)
+		lines, err := readPairs(file)
 		if err != nil {
 			return fmt.Errorf("--label-file: %w", err)
 		}
-		for line := range bytes.Lines(data) {
-			if l := strings.TrimSpace(string(line)); l != "" && l[0] != '#' {
-				all = append(all, l)
-			}
-		}
+		all = append(all, lines...)
 	}
 	var err error
 	if c.Notes, err = args("--annotation", f.annotations, nil); err != nil {
@@ -367,18 +365,11 @@ func (f *runFlags) environment(image []string) ([]string, error) {
 		env = append(slices.DeleteFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") }), kv)
 	}
 	for _, file := range f.envFiles {
-		data, err := os.ReadFile(file)
+		lines, err := readPairs(file)
 		if err != nil {
 			return nil, fmt.Errorf("--env-file: %w", err)
 		}
-		for line := range bytes.Lines(data) {
-			kv := strings.TrimLeft(strings.TrimRight(string(line), "\r\n"), " \t")
-			if kv == "" || kv[0] == '#' {
-				continue
-			}
-			if name, _, _ := strings.Cut(kv, "="); name == "" || strings.ContainsAny(name, " \t") {
-				return nil, fmt.Errorf("--env-file=%s: variable %q has no name or contains whitespaces", file, name)
-			}
+		for _, kv := range lines {
 			set(kv)
 		}
 	}
@@ -389,6 +380,36 @@ func (f *runFlags) environment(image []string) ([]string, error) {
 		set(kv)
 	}
 	return env, nil
+}
+
+// readPairs reads a file with NAME=VALUE, or NAME alone, on each line, as
+// docker does: comments begin with #, and nothing is quoted.
+func readPairs(file string) ([]string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	n := 0
+	for line := range bytes.Lines(bytes.TrimPrefix(data, []byte("\ufeff"))) {
+		n++
+		if !utf8.Valid(line) {
+			return nil, fmt.Errorf("invalid env file (%s): invalid utf8 bytes at line %d", file, n)
+		}
+		text := strings.TrimSuffix(strings.TrimSuffix(string(line), "\n"), "\r")
+		if text = strings.TrimLeftFunc(text, unicode.IsSpace); text == "" || text[0] == '#' {
+			continue
+		}
+		name, _, _ := strings.Cut(text, "=")
+		if name == "" {
+			return nil, fmt.Errorf("invalid env file (%s): no variable name on line '%s'", file, text)
+		}
+		if strings.ContainsAny(name, " \t") {
+			return nil, fmt.Errorf("invalid env file (%s): variable '%s' contains whitespaces", file, name)
+		}
+		all = append(all, text)
+	}
+	return all, nil
 }
 
 func sortedPorts(m map[string]struct{}) []string {

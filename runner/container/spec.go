@@ -82,6 +82,9 @@ func (c *Container) Command(root *os.File, o CommandOptions) (sandbox.Command, e
 		return sandbox.Command{}, err
 	}
 	env := slices.Clone(o.Env)
+	if !has(env, "HOSTNAME") {
+		env = slices.Insert(env, min(1, len(env)), "HOSTNAME="+c.Hostname) // after PATH, as docker has it
+	}
 	if !has(env, "HOME") {
 		env = append(env, "HOME="+who.Home)
 	}
