@@ -73,6 +73,7 @@ func (l *launch) exec() error {
 	if err := l.hold(); err != nil {
 		return err
 	}
+	resetSignals()
 	if l.Init >= 0 {
 		return l.execReaper(file)
 	}
@@ -80,6 +81,18 @@ func (l *launch) exec() error {
 		return fail("tell the parent", "", err)
 	}
 	return execError(file, unix.Exec(file, l.Args, l.Env))
+}
+
+// resetSignals has the command begin with each signal's default. Those that
+// have a handler here get it by execve anyway; but SIGHUP and SIGINT stay
+// ignored by the Go runtime, and by what it starts, if the caller ignored them:
+// a background job of a shell without job control, or nohup. A seccomp profile
+// that forbids the call leaves them so.
+func resetSignals() {
+	var byDefault [4]uint64 // struct sigaction: SIG_DFL, no flags, an empty mask
+	for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGINT} {
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
+	}
 }
 
 func execError(file string, err error) error {
