@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -13,16 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// takesLayersOneByOne reports whether overlayfs knows the option "lowerdir+",
-// which came with Linux 6.5. The version is asked, since earlier kernels take
-// any option until the mount is made.
-var takesLayersOneByOne = sync.OnceValue(func() bool {
+// The version is asked, since kernels before 6.5 take any option until the
+// mount is made.
+var release = sync.OnceValue(func() string {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		return false
+		return ""
 	}
-	return atLeast(unix.ByteSliceToString(u.Release[:]), 6, 5)
+	return unix.ByteSliceToString(u.Release[:])
 })
+
+// takesLayersOneByOne reports whether overlayfs knows the option "lowerdir+".
+func takesLayersOneByOne() bool { return atLeast(release(), 6, 5) }
+
+// takesDetached reports whether a layer may lie in a mount that is attached
+// nowhere.
+func takesDetached() bool { return atLeast(release(), 6, 15) }
 
 func atLeast(release string, major, minor int) bool {
 	var a, b int
@@ -33,9 +38,12 @@ func atLeast(release string, major, minor int) bool {
 // maxString is the longest value that fsconfig(2) takes.
 const maxString = 255
 
+// ownFiles is the folder with a process's descriptors, by number.
+const ownFiles = "/proc/self/fd"
+
 // mountByNumbers makes a mount for which all lower directories are named in
 // one short string: by the numbers of descriptors, relative to /proc/self/fd.
-// For that a thread gets a working directory of its own.
+// The caller's thread works in there.
 func mountByNumbers(o Options) (*os.File, error) {
 	var names []string
 	for _, dir := range slices.Backward(o.Lower) {
@@ -50,15 +58,49 @@ func mountByNumbers(o Options) (*os.File, error) {
 	if len(all) > maxString {
 		return nil, fmt.Errorf("%d layers are too many for this kernel: Linux 6.5 or later takes %d", len(o.Lower), MaxLayers)
 	}
-	var mounted *os.File
-	var err error
+	if err := unix.Chdir(ownFiles); err != nil {
+		return nil, err
+	}
+	return configure(o, func(set setter) error { return set("lowerdir", all) })
+}
+
+// attached makes mounts in another way's, with layers that are the roots of
+// detached mounts: those are attached for it, in a mount namespace that is
+// gone afterwards, and keep the names that they have by their descriptors.
+func attached(way func(Options) (*os.File, error)) func(Options) (*os.File, error) {
+	return func(o Options) (*os.File, error) {
+		return aside(unix.CLONE_NEWNS, func() (*os.File, error) {
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return nil, fmt.Errorf("make mounts private: %w", err)
+			}
+			for _, dir := range o.Lower {
+				number, ok := strings.CutPrefix(dir, ownFiles+"/")
+				if !ok {
+					continue
+				}
+				fd, err := strconv.Atoi(number)
+				if err == nil {
+					err = unix.MoveMount(fd, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+				}
+				if err != nil {
+					return nil, fmt.Errorf("attach layer %s: %w", dir, err)
+				}
+			}
+			return way(o)
+		})
+	}
+}
+
+// aside does something on a thread of its own, that has a working directory
+// and whatever else flags say to itself, and ends with it.
+func aside(flags int, do func() (*os.File, error)) (f *os.File, err error) {
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		runtime.LockOSThread() // until it ends: its working directory is odd
-		if err = errors.Join(unix.Unshare(unix.CLONE_FS), unix.Chdir("/proc/self/fd")); err == nil {
-			mounted, err = configure(o, func(set setter) error { return set("lowerdir", all) })
+		runtime.LockOSThread() // and never unlocked
+		if err = unix.Unshare(unix.CLONE_FS | flags); err == nil {
+			f, err = do()
 		}
 	})
 	wait.Wait()
-	return mounted, err
+	return f, err
 }

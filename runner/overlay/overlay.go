@@ -33,7 +33,9 @@ type Options struct {
 	Empty string
 
 	// Mixed is for lower directories of several file systems: all files
-	// appear to be on one, as they do where there is but one.
+	// appear to be on one, as they do where there is but one. A directory
+	// may be the root of a detached mount, named /proc/self/fd/N: the mount
+	// can be used once.
 	Mixed bool
 
 	// Durable makes a mount that syncs when it is asked to and when it
@@ -89,9 +91,20 @@ func once(dirs []string) []string {
 }
 
 func mount(o Options) (*os.File, error) {
-	if !takesLayersOneByOne() {
-		return mountByNumbers(o)
+	way := mountByNumbers
+	if takesLayersOneByOne() {
+		way = mountOneByOne
 	}
+	switch {
+	case o.Mixed && !takesDetached():
+		return attached(way)(o)
+	case !takesLayersOneByOne():
+		return aside(0, func() (*os.File, error) { return way(o) })
+	}
+	return way(o)
+}
+
+func mountOneByOne(o Options) (*os.File, error) {
 	return configure(o, func(set setter) error {
 		// From the top: each is put below those named before.
 		for _, dir := range slices.Backward(o.Lower) {

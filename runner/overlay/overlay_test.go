@@ -156,7 +156,10 @@ func TestKernelsBefore65(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := mountByNumbers(Options{Lower: []string{bottom, top}, Upper: upper, Work: work})
+	numbered := func(o Options) (*os.File, error) {
+		return aside(0, func() (*os.File, error) { return mountByNumbers(o) })
+	}
+	f, err := numbered(Options{Lower: []string{bottom, top}, Upper: upper, Work: work})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,8 +182,66 @@ func TestKernelsBefore65(t *testing.T) {
 	for range 100 {
 		many = append(many, t.TempDir())
 	}
-	if _, err := mountByNumbers(Options{Lower: many}); err == nil || !strings.Contains(err.Error(), "Linux 6.5") {
+	if _, err := numbered(Options{Lower: many}); err == nil || !strings.Contains(err.Error(), "Linux 6.5") {
 		t.Errorf("100 layers: %v", err)
+	}
+}
+
+// memory is a detached mount of a tmpfs with a file.
+func memory(t *testing.T, name, text string) *os.File {
+	t.Helper()
+	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "tmpfs")
+	t.Cleanup(func() { f.Close() })
+	if err := os.WriteFile(inside(f, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// TestDetachedLayers makes mounts as kernels before 6.15 need it, which take
+// no layer of a detached mount.
+func TestDetachedLayers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	ways := map[string]func(Options) (*os.File, error){"mount": Mount, "by numbers": attached(mountByNumbers)}
+	if takesLayersOneByOne() {
+		ways["one by one"] = attached(mountOneByOne)
+	}
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for way, mount := range ways {
+		m := memory(t, "b", "memory")
+		f, err := mount(Options{
+			Lower: []string{layer(t, map[string]string{"a": "bottom"}), fmt.Sprintf("%s/%d", ownFiles, m.Fd())},
+			Upper: t.TempDir(), Work: t.TempDir(), Mixed: true,
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", way, err)
+		}
+		defer f.Close()
+		for name, want := range map[string]string{"a": "bottom", "b": "memory"} {
+			if b, err := os.ReadFile(inside(f, name)); err != nil || string(b) != want {
+				t.Errorf("%s: %s is %q, %v; want %q", way, name, b, err, want)
+			}
+		}
+	}
+	if after, err := os.ReadFile("/proc/self/mountinfo"); err != nil || string(after) != string(before) {
+		t.Errorf("mounts %s\nbefore %s, %v", after, before, err)
 	}
 }
 

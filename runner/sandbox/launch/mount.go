@@ -281,6 +281,9 @@ func (l *launch) attach(m *Mount, fd int) error {
 		}
 	}
 	if err := unix.MoveMount(fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		if l.Chroot && err == unix.EINVAL {
+			return fail(step, "without a mount namespace, this takes Linux 6.15", err)
+		}
 		return fail(step, "attach", err)
 	}
 	if dev && l.UserNamespace {

@@ -1,5 +1,9 @@
+//go:debug containermaxprocs=0
+
 // Command box is the only program in the root file systems of the tests: a
 // few probes, each of which prints what it finds.
+// The Go runtime would keep the file with its group's CPU limit open, and the
+// tests look at descriptors.
 package main
 
 import (
