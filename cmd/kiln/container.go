@@ -16,7 +16,7 @@ func (a *app) containerCommands() []*cobra.Command {
 	group := &cobra.Command{Use: "container", Short: "Manage containers", Example: "  kiln container prune"}
 	group.AddCommand(a.containerLife()...)
 	group.AddCommand(a.containerPrune(), a.inspectCommand("container"))
-	return append(a.containerLife(), group, a.eventsCommand(), a.volumeCommand(), a.ociCommand())
+	return append(a.containerLife(), group, a.eventsCommand(), a.volumeCommand(), a.networkCommand(), a.ociCommand())
 }
 
 func (a *app) containerLife() []*cobra.Command {

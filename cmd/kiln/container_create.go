@@ -72,7 +72,7 @@ func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags,
 		return nil, err
 	}
 	var err error
-	if c.Hostname == "" && (c.HostUTS || f.network == "host") {
+	if c.Hostname == "" && (c.HostUTS || c.Network == "host") {
 		if c.Hostname, err = os.Hostname(); err != nil {
 			return nil, err
 		}
@@ -109,6 +109,9 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	}
 	set, err := a.containers()
 	if err != nil {
+		return nil, err
+	}
+	if err := a.joinNetworks(set, &c); err != nil {
 		return nil, err
 	}
 	if err := a.warnHooks(c.CDI); err != nil {

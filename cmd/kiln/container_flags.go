@@ -24,12 +24,12 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 type runFlags struct {
 	detach, interactive, tty, rm, readOnly, init, privileged, publishAll bool
 
-	name, workdir, user, entrypoint, network, hostname, memory, memorySwap, memoryReservation         string
+	name, workdir, user, entrypoint, hostname, ip, mac, memory, memorySwap, memoryReservation         string
 	platform, runtime, pull, stopSignal, cidFile, shmSize, cpus, cpusetCPUs, cpusetMems, cgroupParent string
 	restart, detachKeys                                                                               string
 
-	env, envFiles, publish, volumes, mounts, tmpfs, hosts, ulimits, capAdd, capDrop, labels []string
-	labelFiles, security, dns, dnsSearch, dnsOptions, devices, sysctls, groups              []string
+	env, envFiles, publish, networks, aliases, volumes, mounts, tmpfs, hosts, ulimits, capAdd, capDrop, labels []string
+	labelFiles, security, dns, dnsSearch, dnsOptions, devices, sysctls, groups                                 []string
 
 	pids, cpuShares, cpuPeriod, cpuQuota int64
 	stopTimeout, oomScore                int
@@ -87,8 +87,13 @@ func (f *runFlags) registerLog(fs *pflag.FlagSet) {
 }
 
 func (f *runFlags) registerNetwork(fs *pflag.FlagSet) {
-	fs.StringVar(&f.network, "network", "", "bridge, host or none (default bridge)")
-	fs.StringVar(&f.network, "net", "", "same as --network")
+	fs.StringArrayVar(&f.networks, "network", nil, "bridge, host, none, container:NAME, or a network: NAME or name=NAME[,alias=…,ip=…] (repeatable; default bridge)")
+	fs.StringArrayVar(&f.networks, "net", nil, "same as --network")
+	fs.StringArrayVar(&f.aliases, "network-alias", nil, "a further name for the container in its network (repeatable)")
+	fs.StringArrayVar(&f.aliases, "net-alias", nil, "same as --network-alias")
+	_ = fs.MarkHidden("net-alias") // it is there
+	fs.StringVar(&f.ip, "ip", "", "address in the network, as in 10.20.0.7")
+	fs.StringVar(&f.mac, "mac-address", "", "hardware address, as in 02:42:0a:14:00:07")
 	_ = fs.MarkHidden("net") // it is there
 	fs.StringVar(&f.domainname, "domainname", "", "NIS domain name")
 	fs.StringArrayVar(&f.expose, "expose", nil, "port that the container listens on, PORT[-PORT][/PROTO] (repeatable)")
@@ -334,17 +339,7 @@ func (f *runFlags) applyNetwork(c *container.Config) error {
 	if c.Ports, err = parsePublish(f.publish); err != nil {
 		return err
 	}
-	switch c.Network = f.network; c.Network {
-	case "", "default":
-		c.Network = defaultNetwork()
-	case "bridge", "host", "none":
-	default:
-		return fmt.Errorf("network %s not found: must be bridge, host or none", c.Network)
-	}
-	if len(c.Ports) > 0 && c.Network != "bridge" {
-		return fmt.Errorf("ports cannot be published with --network=%s: the container has no network of its own", c.Network)
-	}
-	return nil
+	return f.connect(c)
 }
 
 // environment is the image's, with files' and flags' variables over it.

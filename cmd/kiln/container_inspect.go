@@ -101,6 +101,7 @@ type inspectedNetwork struct {
 	IPAddress string
 	Gateway   string
 	Ports     map[string][]inspectedPort
+	Networks  map[string]inspectedEndpoint
 }
 
 type inspectedPort struct {
@@ -160,7 +161,7 @@ func inspect(k *container.Container, st container.State) *inspected {
 		GraphDriver: inspectedDriver{map[string]string{"UpperDir": filepath.Join(k.Dir(), "fs"), "WorkDir": filepath.Join(k.Dir(), "work")}, "overlay"},
 		Mounts:      []inspectedMount{},
 
-		NetworkSettings: inspectedNetwork{IPAddress: st.IP, Gateway: st.Gateway, Ports: portMap(st.Ports)},
+		NetworkSettings: inspectedNetwork{IPAddress: st.IP, Gateway: st.Gateway, Ports: portMap(st.Ports), Networks: inspectNetworks(k, st)},
 	}
 	if k.Config.Log.Driver != "none" {
 		x.LogPath = k.LogPath()

@@ -172,7 +172,7 @@ func monitorMain(ctx context.Context, args []string) {
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, root: args[1]}
 	unix.CloseOnExec(3)
 	sandbox.Warm()
-	m := &container.Monitor{Attach: attachNetwork, CDIDirs: cdiDirs()}
+	m := &container.Monitor{Attach: a.attachNetworks, CDIDirs: cdiDirs()}
 	if len(args) > 2 {
 		unix.CloseOnExec(4)
 		m.Watcher = os.NewFile(4, "watcher")

@@ -115,7 +115,7 @@ func (r psRow) Label(name string) string { return r.labels[name] }
 
 func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
 	r := psRow{
-		ID: k.ID, Image: k.Image, Names: k.Name, State: string(st.Status), Networks: k.Network, Platform: k.Platform, labels: k.Labels,
+		ID: k.ID, Image: k.Image, Names: k.Name, State: string(st.Status), Networks: networkNames(k), Platform: k.Platform, labels: k.Labels,
 		CreatedAt:  k.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"),
 		RunningFor: units.HumanDuration(time.Since(k.Created)) + " ago", Status: statusText(st), Ports: psPorts(shownPorts(k, st)),
 	}
@@ -152,6 +152,18 @@ func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
 		r.Size = fmt.Sprintf("%s (virtual %s)", humanSize(used), humanSize(all))
 	}
 	return r
+}
+
+// networkNames are the networks of a container, or else its mode.
+func networkNames(k *container.Container) string {
+	if !k.Networked() {
+		return k.Network
+	}
+	var names []string
+	for _, m := range k.Memberships() {
+		names = append(names, m.Network)
+	}
+	return strings.Join(names, ",")
 }
 
 // shownPorts are the published ports and, while the container runs, those that
@@ -334,7 +346,9 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 			return key == "before" && k.Created.Before(at) || key == "since" && k.Created.After(at)
 		}, err
 	case "network":
-		return func(k *container.Container, _ container.State) bool { return k.Network == value }, nil
+		return func(k *container.Container, _ container.State) bool {
+			return k.Network == value || slices.ContainsFunc(k.Memberships(), func(m container.Membership) bool { return m.Network == value || m.ID == value })
+		}, nil
 	case "volume":
 		return func(k *container.Container, _ container.State) bool {
 			return slices.ContainsFunc(k.Binds, func(b container.Bind) bool { return b.Volume == value || b.Source == value || b.Target == value })

@@ -28,16 +28,16 @@ func (a *app) inspectCommand(kind string) *cobra.Command {
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			switch wanted {
-			case "", "image", "container", "volume":
+			case "", "image", "container", "volume", "network":
 			default:
-				return fmt.Errorf("--type=%q: must be image, container or volume", wanted)
+				return fmt.Errorf("--type=%q: must be image, container, volume or network", wanted)
 			}
 			return a.inspect(c.Context(), wanted, format, size, args)
 		},
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "print as: json, or a Go template")
 	if kind == "" {
-		c.Flags().StringVar(&wanted, "type", "", "only: image, container or volume")
+		c.Flags().StringVar(&wanted, "type", "", "only: image, container, volume or network")
 	}
 	if kind == "" || kind == "container" {
 		c.Flags().BoolVarP(&size, "size", "s", false, "show the sizes of containers' file systems")
@@ -85,6 +85,13 @@ func (a *app) inspectOne(ctx context.Context, kind, name string, size bool) (any
 		}
 		return v, err
 	}
+	if kind == "network" {
+		v, ok, err := a.networkDetails(name)
+		if err == nil && !ok {
+			err = fmt.Errorf("network %s not found", name)
+		}
+		return v, err
+	}
 	if kind != "image" {
 		v, ok, err := a.containerInspect(name, size)
 		if err != nil || ok {
@@ -102,6 +109,9 @@ func (a *app) inspectOne(ctx context.Context, kind, name string, size bool) (any
 	var missing *images.NotFoundError
 	if kind == "" && errors.As(err, &missing) {
 		if v, ok, err := a.volumeInspect(name); err != nil || ok {
+			return v, err
+		}
+		if v, ok, err := a.networkDetails(name); err != nil || ok {
 			return v, err
 		}
 		return nil, errors.New("No such object: " + name)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -90,41 +89,6 @@ func newSeat(ctx context.Context, pid int) (*seat, error) {
 		return network.Publish(ctx, p, e.IP)
 	}
 	return &seat{e.IP, e.Gateway, "", publish, func() {}, e.Close}, nil
-}
-
-// attachNetwork joins a container to the bridge and publishes its ports.
-func attachNetwork(ctx context.Context, pid int, ports []container.Port) (*container.Endpoint, error) {
-	s, err := newSeat(ctx, pid)
-	if err != nil {
-		return nil, fmt.Errorf("%w (a container can share this machine's network: --network=host)", err)
-	}
-	end := &container.Endpoint{IP: s.ip.String(), Gateway: s.gateway.String(), Nameserver: s.nameserver}
-	var proxies []*network.Proxy
-	end.Detach = func() error {
-		s.drain()
-		for _, p := range proxies {
-			_ = p.Close() // always nil
-		}
-		// On the machine's bridge the interface goes with the container's
-		// namespace, and the address with this process. Else this process
-		// keeps the namespace, which it will do no more when it ends, or soon
-		// if it starts the container again. Either way to do it here would
-		// make the user wait.
-		if rootless.Current() != rootless.Root {
-			go func() { _ = s.close() }()
-		}
-		return nil
-	}
-	for _, p := range ports {
-		x, err := s.publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("publish %s: %w", p, err), end.Detach(), s.close())
-		}
-		proxies = append(proxies, x)
-		p.HostPort = x.HostPort
-		end.Ports = append(end.Ports, p)
-	}
-	return end, nil
 }
 
 // parsePublish reads --publish.

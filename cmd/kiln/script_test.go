@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 
 	ggcrregistry "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
+	"kiln.build/runner/network"
 	"kiln.build/runner/sandbox"
 	"kiln.build/runner/sandbox/initbin"
 	"kiln.build/runner/sandbox/sandboxtest"
@@ -96,6 +98,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.WorkDir+"/.home")
 			e.Setenv(sandboxtest.File, os.Getenv(sandboxtest.File))
 			e.Setenv("GORACE", "atexit_sleep_ms=0")
+			e.Defer(func() { removeBridges(t, e.WorkDir+"/.store") })
 			return nil
 		},
 		Condition: func(c string) (bool, error) {
@@ -137,6 +140,19 @@ var userNamespace = sync.OnceValue(func() bool {
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
 	return c.Run() == nil
 })
+
+// removeBridges takes away what a script has left of the machine's networks.
+func removeBridges(t *testing.T, root string) {
+	all, err := network.Set{Dir: filepath.Join(root, "networks")}.List()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, n := range all {
+		if err := removeBridge(context.Background(), n); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 var debianReachable = sync.OnceValue(func() bool {
 	c, err := net.DialTimeout("tcp", "deb.debian.org:80", 3*time.Second)

@@ -99,10 +99,11 @@ type Config struct {
 	CIDFile    string   `json:"cidFile,omitempty"`
 	Attach     []string `json:"attach,omitempty"` // streams, where not all
 
-	Network string   `json:"network"` // "bridge", "host" or "none"
-	Ports   []Port   `json:"ports,omitempty"`
-	Hosts   []string `json:"extraHosts,omitempty"` // NAME:IP; the IP may be "host-gateway"
-	DNS     DNS      `json:"dns,omitzero"`
+	Network  string       `json:"network"`  // mode: "bridge", "host", "none", "container:ID", or the name of a network
+	Networks []Membership `json:"networks"` // what it is joined to; nil is what Network says
+	Ports    []Port       `json:"ports,omitempty"`
+	Hosts    []string     `json:"extraHosts,omitempty"` // NAME:IP; the IP may be "host-gateway"
+	DNS      DNS          `json:"dns,omitzero"`
 
 	Binds   []Bind           `json:"binds,omitempty"`
 	Others  []string         `json:"volumesFrom,omitempty"` // containers whose mounts it took over, as they were given
@@ -112,6 +113,26 @@ type Config struct {
 	More    Resources        `json:"resources,omitzero"`
 	Rlimits []sandbox.Rlimit `json:"ulimits,omitempty"`
 	OOM     *int             `json:"oomScoreAdj,omitempty"`
+}
+
+// Membership is a network that a container is joined to.
+type Membership struct {
+	Network string   `json:"network"` // its name
+	ID      string   `json:"id"`
+	Aliases []string `json:"aliases,omitempty"`
+	IP      string   `json:"ip,omitempty"`  // that it is to have; empty is any
+	MAC     string   `json:"mac,omitempty"` // likewise
+}
+
+// Joined is a membership as it came to be.
+type Joined struct {
+	Membership
+	Interface string   `json:"interface"`
+	IP        string   `json:"ip"`
+	Bits      int      `json:"bits"` // of the subnet's prefix
+	Gateway   string   `json:"gateway,omitempty"`
+	MAC       string   `json:"mac"`
+	Names     []string `json:"names,omitempty"` // that lead here
 }
 
 // Port is a published port.

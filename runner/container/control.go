@@ -32,7 +32,7 @@ const (
 	doExec    = "exec"    // another command
 	doRoot    = "root"    // the root directory, which comes with the answer
 	doTop     = "top"     // list the processes
-	doChange  = "change"  // name, limits or policy
+	doChange  = "change"  // name, limits, policy or networks
 )
 
 type request struct {
@@ -45,9 +45,10 @@ type request struct {
 
 // changes are what can change about a container while it runs.
 type changes struct {
-	Name    string         `json:"name"`
-	Limits  sandbox.Limits `json:"limits"`
-	Restart Policy         `json:"restart"`
+	Name     string         `json:"name"`
+	Limits   sandbox.Limits `json:"limits"`
+	Restart  Policy         `json:"restart"`
+	Networks []Membership   `json:"networks"`
 }
 
 type answer struct {
@@ -216,7 +217,7 @@ func (w *watch) serve(ctx context.Context, u *net.UnixConn) {
 	case doResize:
 		reply(k, w.resize(q.Size))
 	case doChange:
-		reply(k, w.change(q.Changes))
+		reply(k, w.change(ctx, q.Changes))
 	case doRoot:
 		w.serveRoot(k)
 	case doTop:

@@ -17,6 +17,10 @@ import (
 // user has others.
 func (r *run) etc() error {
 	dir := filepath.Join(r.c.dir, "etc")
+	if r.host != nil { // all of that is the other container's
+		dir = filepath.Join(r.host.dir, "etc")
+		return r.mountEtc(dir)
+	}
 	if err := r.writeResolvConf(); err != nil {
 		return err
 	}
@@ -26,6 +30,20 @@ func (r *run) etc() error {
 	if err := r.writeHosts(); err != nil {
 		return err
 	}
+	return r.mountEtc(dir)
+}
+
+// writeResolvConf writes /etc/resolv.conf, which stays the same file.
+func (w *watch) writeResolvConf() error {
+	resolv, err := w.resolvConf()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(w.c.dir, "etc", "resolv.conf"), resolv, 0o644)
+}
+
+// mountEtc mounts the files of a folder.
+func (r *run) mountEtc(dir string) error {
 	for _, name := range []string{"hosts", "resolv.conf", "hostname"} {
 		target := "/etc/" + name
 		if !slices.ContainsFunc(r.c.Binds, func(b Bind) bool { return path.Clean(b.Target) == target }) {
@@ -35,29 +53,26 @@ func (r *run) etc() error {
 	return nil
 }
 
-// writeResolvConf writes /etc/resolv.conf, again once the network's own
-// nameserver is known. The file stays the same one, since it is mounted.
-func (r *run) writeResolvConf() error {
-	conf, err := r.resolvConf()
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(r.c.dir, "etc", "resolv.conf"), conf, 0o644)
-}
-
 // resolvConf is the host's with what the user wants otherwise.
-func (r *run) resolvConf() ([]byte, error) {
-	if r.c.Network == "none" {
+func (w *watch) resolvConf() ([]byte, error) {
+	if w.c.Network == "none" {
 		return nil, nil
 	}
-	conf, err := runner.ResolvConf(r.c.Network == "bridge")
+	conf, err := runner.ResolvConf(w.c.Network != "host")
 	if err != nil {
 		return nil, err
 	}
-	if r.endpoint.Nameserver != "" {
-		conf = runner.WithNameserver(conf, r.endpoint.Nameserver)
+	if w.wired != nil && w.wired.Nameserver != "" {
+		conf = runner.WithNameserver(conf, w.wired.Nameserver)
 	}
-	d := r.c.DNS
+	d := w.c.DNS
+	if w.wired != nil && w.wired.Resolver != "" {
+		// It asks the others. A name without a dot may be a container's.
+		d.Servers = []string{w.wired.Resolver}
+		if !slices.ContainsFunc(d.Options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+			d.Options = append(slices.Clone(d.Options), "ndots:0")
+		}
+	}
 	replaced := map[string]bool{
 		"nameserver": len(d.Servers) > 0, "search": len(d.Search) > 0, "domain": len(d.Search) > 0, "options": len(d.Options) > 0,
 	}
@@ -89,29 +104,33 @@ ff02::2	ip6-allrouters
 
 // writeHosts writes /etc/hosts, with the container's address once that is
 // known. The file stays the same one, since it is mounted.
-func (r *run) writeHosts() error {
-	file := filepath.Join(r.c.dir, "etc", "hosts")
-	if r.c.Network == "host" {
+func (w *watch) writeHosts() error {
+	file := filepath.Join(w.c.dir, "etc", "hosts")
+	if w.c.Network == "host" {
 		if data, err := os.ReadFile("/etc/hosts"); err == nil {
-			return os.WriteFile(file, append(data, r.extraHosts()...), 0o644)
+			return os.WriteFile(file, append(data, w.extraHosts()...), 0o644)
 		}
 	}
-	ip := r.endpoint.IP
-	if ip == "" {
-		ip = "127.0.1.1"
+	own := w.wired.addresses()
+	if len(own) == 0 {
+		own = []string{"127.0.1.1"}
 	}
-	return os.WriteFile(file, []byte(localHosts+r.extraHosts()+ip+"\t"+r.c.Hostname+"\n"), 0o644)
+	text := localHosts + w.extraHosts()
+	for _, ip := range own {
+		text += ip + "\t" + w.c.Hostname + "\n"
+	}
+	return os.WriteFile(file, []byte(text), 0o644)
 }
 
 // extraHosts are the lines of --add-host.
-func (r *run) extraHosts() string {
+func (w *watch) extraHosts() string {
 	var b strings.Builder
-	for _, h := range r.c.Hosts {
+	for _, h := range w.c.Hosts {
 		name, addr, _ := strings.Cut(h, ":")
 		addr = strings.Trim(addr, "[]")
 		if addr == "host-gateway" {
 			// Replaced once the gateway is known.
-			if addr = r.endpoint.Gateway; addr == "" {
+			if addr = w.wired.gateway(); addr == "" {
 				addr = "127.0.0.1"
 			}
 		}

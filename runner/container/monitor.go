@@ -16,14 +16,6 @@ import (
 	"kiln.build/runner/sandbox"
 )
 
-// Endpoint is a container's place in a network.
-type Endpoint struct {
-	IP, Gateway string
-	Nameserver  string // of the network; empty if it has none of its own
-	Ports       []Port // as published
-	Detach      func() error
-}
-
 // Monitor runs containers. It is used by the process that stays for as long
 // as the container runs.
 type Monitor struct {
@@ -32,9 +24,9 @@ type Monitor struct {
 	// CDIDirs are the folders in which devices are described.
 	CDIDirs []string
 
-	// Attach gives the network namespace of a process an interface, and
-	// publishes ports; it is called for containers on a bridge.
-	Attach func(ctx context.Context, pid int, ports []Port) (*Endpoint, error)
+	// Attach joins a process's network namespace to networks, and publishes
+	// ports; it is called for containers that have networks.
+	Attach func(ctx context.Context, w Wiring) (*Endpoint, error)
 
 	// Stdin, Stdout and Stderr are the streams of whoever watches from the
 	// start in this process; they may be nil. With a terminal everything is
@@ -117,6 +109,7 @@ type watch struct {
 	mu     sync.Mutex
 	st     State
 	proc   *sandbox.Process // nil between two runs
+	wired  *wired           // likewise, and where there is no network
 	held   bool             // it is not to be started again
 	wake   chan struct{}    // closed by hold
 	conns  map[*net.UnixConn]bool
@@ -196,7 +189,7 @@ func (w *watch) ended(code int, err error, again bool) error {
 	failed := w.update(func(st *State) {
 		ran, oom, began = w.proc != nil, st.OOM, st.Started
 		w.proc = nil
-		st.Status, st.PID, st.IP, st.Gateway, st.Ports = Exited, 0, "", "", nil
+		st.Status, st.PID, st.IP, st.Gateway, st.Networks, st.Ports = Exited, 0, "", "", nil, nil
 		st.ExitCode, st.Finished, st.Stopped = code, time.Now().UTC(), w.held
 		if err != nil {
 			st.Error, st.ExitCode = err.Error(), 125
@@ -291,13 +284,13 @@ func (w *watch) refresh() error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.c.Name, w.c.Limits, w.c.Restart = now.Name, now.Limits, now.Restart
+	w.c.Name, w.c.Limits, w.c.Restart, w.c.Networks = now.Name, now.Limits, now.Restart, now.Networks
 	return nil
 }
 
 // change takes over what can change about a container that runs, or nothing
 // of it if the machine refuses.
-func (w *watch) change(to *changes) error {
+func (w *watch) change(ctx context.Context, to *changes) error {
 	if to == nil {
 		return errors.New("change: nothing is said")
 	}
@@ -308,8 +301,8 @@ func (w *watch) change(to *changes) error {
 			return fmt.Errorf("cannot update container %s: %w", w.c.ID, errors.Join(err, w.proc.Group().Update(w.c.Limits)))
 		}
 	}
-	w.c.Name, w.c.Limits, w.c.Restart = to.Name, to.Limits, to.Restart
-	return nil
+	w.c.Name, w.c.Limits, w.c.Restart, w.c.Networks = to.Name, to.Limits, to.Restart, to.Networks
+	return w.rewire(ctx)
 }
 
 // resize changes the size of the terminal, of this run and the next.

@@ -15,13 +15,13 @@ import (
 // run is one start of a container, up to its end.
 type run struct {
 	*watch
-	spec     sandbox.Spec
-	root     *os.File
-	endpoint Endpoint
-	log      *logger
-	ends     []*os.File // given to the sandbox, closed here once it has them
-	copies   sync.WaitGroup
-	closers  []func() error
+	spec    sandbox.Spec
+	root    *os.File
+	host    *Container // whose network it has; nil for its own
+	log     *logger
+	ends    []*os.File // given to the sandbox, closed here once it has them
+	copies  sync.WaitGroup
+	closers []func() error
 }
 
 // once runs the container's command and returns its exit status.
@@ -52,6 +52,9 @@ func (w *watch) once(ctx context.Context) (int, error) {
 		_ = p.Kill()
 	} else {
 		w.note("start")
+		w.mu.Lock()
+		err = w.rewire(ctx) // what has changed since it was wired
+		w.mu.Unlock()
 		if first && w.m.Started != nil {
 			w.m.Started(p)
 		}
@@ -78,7 +81,7 @@ func (r *run) running(st *State, p *sandbox.Process) {
 		_ = p.Kill()
 	}
 	st.Status, st.PID, st.Started, st.Finished = Running, p.PID(), time.Now().UTC(), time.Time{}
-	st.IP, st.Gateway, st.Ports = r.endpoint.IP, r.endpoint.Gateway, r.endpoint.Ports
+	r.wired.describe(st)
 	st.Error, st.ExitCode, st.OOM = "", 0, false
 	if st.Health = nil; r.c.Health != nil {
 		st.Health = &HealthState{Status: Starting}
@@ -108,16 +111,8 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := r.makeSpec(ctx); err != nil {
 		return err
 	}
-	if r.c.Network == "bridge" {
-		r.spec.NetworkReady = func(ctx context.Context, pid int) error {
-			e, err := r.m.Attach(ctx, pid, r.c.Ports)
-			if err != nil {
-				return err
-			}
-			r.onClose(e.Detach)
-			r.endpoint = *e
-			return errors.Join(r.writeHosts(), r.writeResolvConf())
-		}
+	if w := r.wiring(); w != nil {
+		r.spec.NetworkReady = func(ctx context.Context, pid int) error { return r.wire(ctx, *w, pid) }
 	}
 	if r.log, err = r.c.openLog(); err != nil {
 		return err

@@ -122,7 +122,7 @@ func (c *Container) apply(ctx context.Context, f func(*Config)) error {
 		return err
 	}
 	if locked(c.lockPath()) {
-		err := c.ask(ctx, request{Do: doChange, Changes: &changes{now.Name, now.Limits, now.Restart}}, nil)
+		err := c.ask(ctx, request{Do: doChange, Changes: &changes{now.Name, now.Limits, now.Restart, now.Networks}}, nil)
 		if err := ignoreEnded(err); err != nil {
 			return errors.Join(err, writeJSON(file, old))
 		}

@@ -47,12 +47,11 @@ func (r *run) makeSpec(ctx context.Context) error {
 	if c.Unmasked {
 		r.spec.MaskedPaths, r.spec.ReadonlyPaths = []string{}, []string{}
 	}
-	switch c.Network {
-	case "host":
+	if c.Network == "host" {
 		r.spec.Network.Host = true
-	case "none", "bridge":
-	default:
-		return fmt.Errorf("network %q is not known", c.Network)
+	}
+	if err := r.shareNetwork(); err != nil {
+		return err
 	}
 	if err := r.etc(); err != nil {
 		return err

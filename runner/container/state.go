@@ -43,6 +43,7 @@ type State struct {
 	Stopped  bool      `json:"stopped,omitempty"` // by somebody's wish, so that no policy starts it
 	IP       string    `json:"ip,omitempty"`
 	Gateway  string    `json:"gateway,omitempty"`
+	Networks []Joined  `json:"networks,omitempty"`
 	Ports    []Port    `json:"ports,omitempty"`       // with the host's ports filled in
 	Stubs    []string  `json:"mountPoints,omitempty"` // made in the root for lack of them
 

@@ -3,9 +3,13 @@
 // leaves, and userspace proxies for published ports.
 //
 // A [Bridge] is the place, an [Endpoint] one container's seat at it, a
-// [Proxy] one published port. The kernel holds the state that is shared
-// between processes (the bridge, its address, the nftables table); files in
-// the state directory hold only locks, so nothing needs repair after a crash.
+// [Proxy] one published port, [Names] are what containers of one bridge find
+// each other by. The kernel holds the state that is shared between processes
+// (the bridges, their addresses, the nftables table); files in the state
+// directory are locks, or say which bridges there are and who has which name,
+// and are not believed of processes that have ended. So nothing needs repair
+// after a crash, and the directory is to be one that does not survive the
+// machine's interfaces.
 //
 // # What a container reaches
 //
@@ -17,10 +21,12 @@
 // that arrive at a bridge (route_localnet stays 0). IPv6 is off on the
 // bridge, so no link-local address leads around IPv4 rules of the host.
 //
-// Other machines do not reach containers: although forwarding is on, our
-// forward chain drops what enters the bridge from another interface and
-// answers nothing. Published ports are the exception; they go through a
-// process of the host.
+// Other machines do not reach containers, and containers of one bridge do not
+// reach those of another: although forwarding is on, our forward chain drops
+// what enters a bridge from another interface and answers nothing. Published
+// ports are the exception; they go through a process of the host. From an
+// internal bridge nothing is forwarded at all; the host itself can be reached
+// at the bridge's address, as with docker.
 //
 // # What is not ours
 //
@@ -41,6 +47,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -48,12 +55,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bridge is the bridge of the host that containers are joined to. It is safe
+// Bridge is a bridge of the host that containers are joined to. It is safe
 // for concurrent use, by several processes too.
 type Bridge struct {
 	name  string // of the interface
 	table string // of nftables, family ip
-	dir   string // locks
+	dir   string // locks, and what bridges there are
+	plan  Plan
+	users bool // a user made it, as one of many: its subnet is a small one
+}
+
+// Plan is what a bridge is to be like.
+type Plan struct {
+	Subnet   netip.Prefix // the zero value takes a free one
+	Gateway  netip.Addr   // the host's address in Subnet; zero is the first
+	Range    netip.Prefix // where addresses are taken from; zero is all of Subnet
+	Internal bool         // nothing is forwarded
+	MTU      int          // zero is that of the host's way out
 }
 
 // New returns the bridge "kiln0". It touches nothing; the bridge is made by
@@ -61,8 +79,15 @@ type Bridge struct {
 // state directory, since the locks in it are what arbitrates addresses;
 // users with different ones still never share an address, but may see
 // failures while one of them makes the bridge.
-func New(stateDir string) *Bridge {
-	return &Bridge{name: "kiln0", table: "kiln", dir: stateDir}
+func New(stateDir string) *Bridge { return &Bridge{name: mainBridge, table: "kiln", dir: stateDir} }
+
+// mainBridge is the interface of the bridge that nobody has to make.
+const mainBridge = "kiln0"
+
+// Named is New for a bridge with another interface, whose name has 15 bytes
+// at most and begins with "kn-".
+func Named(stateDir, name string, p Plan) *Bridge {
+	return &Bridge{name: name, table: "kiln", dir: stateDir, plan: p, users: true}
 }
 
 // UnavailableError reports that there can be no bridge networking here: it is
@@ -95,8 +120,10 @@ func unavailable(err error) error {
 // lock takes the lock under which the bridge is looked at and made. It is
 // held for milliseconds, so waiting is by trying again.
 func (b *Bridge) lock(ctx context.Context) (*os.File, error) {
-	if err := os.MkdirAll(filepath.Join(b.dir, "addresses"), 0o700); err != nil {
-		return nil, fmt.Errorf("make network state directory: %w", err)
+	for _, d := range []string{"addresses", "bridges"} {
+		if err := os.MkdirAll(filepath.Join(b.dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("make network state directory: %w", err)
+		}
 	}
 	f, err := os.OpenFile(filepath.Join(b.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

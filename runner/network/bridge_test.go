@@ -89,7 +89,7 @@ func attach(t testing.TB, b *Bridge, c *container) *Endpoint {
 func serve(t testing.TB, pid int, address string) string {
 	t.Helper()
 	var l net.Listener
-	err := within(pid, func() (err error) {
+	err := inside(pid, func() (err error) {
 		l, err = net.Listen("tcp", address)
 		return err
 	})
@@ -120,7 +120,7 @@ func serve(t testing.TB, pid int, address string) string {
 // call connects from the namespace of a process and returns the answer.
 func call(pid int, ip, port string, timeout time.Duration) (string, error) {
 	var answer []byte
-	err := within(pid, func() error {
+	err := inside(pid, func() error {
 		c, err := net.DialTimeout("tcp4", net.JoinHostPort(ip, port), timeout)
 		if err != nil {
 			return err
@@ -187,7 +187,7 @@ func TestAttach(t *testing.T) {
 			}
 			return err
 		}
-		err := errors.Join(check(b.name), check(pairName(ep1.IP)), within(one.pid, func() error { return check("eth0") }))
+		err := errors.Join(check(b.name), check(pairName(ep1.IP)), inside(one.pid, func() error { return check("eth0") }))
 		if err != nil {
 			t.Error(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,33 +16,49 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// containerInterface is the name of the interface inside.
-const containerInterface = "eth0"
+// Seat says how a container sits at a bridge. The zero value is the usual way.
+type Seat struct {
+	Interface string           // inside; "" is eth0
+	IP        netip.Addr       // the zero value takes a free one
+	MAC       net.HardwareAddr // nil is one that is derived from IP
+	NoRoute   bool             // no default route leads over the bridge
+}
 
 // settleTries is for how many milliseconds an interface may take to activate.
 const settleTries = 100
 
 // Endpoint is a container's place at the bridge.
 type Endpoint struct {
-	IP      netip.Addr // of the container
-	Gateway netip.Addr // of the bridge: the container's default route
+	IP        netip.Addr // of the container
+	Gateway   netip.Addr // of the bridge
+	Bits      int        // of the subnet's prefix
+	Interface string     // inside
+	MAC       net.HardwareAddr
 
 	mu    sync.Mutex
 	lease *os.File // locked while the address is ours; nil after Close
 	index int      // of the host's end of the veth pair
 }
 
-// Attach joins the network namespace of a process to the bridge: it gets an
-// interface eth0 that is up, with an address of its own and a default route.
+// Attach is [Bridge.AttachAs] in the usual way.
+func (b *Bridge) Attach(ctx context.Context, pid int) (*Endpoint, error) {
+	return b.AttachAs(ctx, pid, Seat{})
+}
+
+// AttachAs joins the network namespace of a process to the bridge: it gets an
+// interface that is up, with an address of its own and a default route.
 // The process must have been made with a new network namespace, in which
-// there is no eth0 yet; its loopback interface is left alone.
+// there is no such interface yet; its loopback interface is left alone.
 //
 // The address belongs to the calling process until [Endpoint.Close], or until
 // that process is dead and the namespace is gone. The interface disappears
 // with the namespace.
 //
 // Where bridge networking cannot be had, the error is an [*UnavailableError].
-func (b *Bridge) Attach(ctx context.Context, pid int) (*Endpoint, error) {
+func (b *Bridge) AttachAs(ctx context.Context, pid int, seat Seat) (*Endpoint, error) {
+	if seat.Interface == "" {
+		seat.Interface = "eth0"
+	}
 	ns, err := openNamespace(pid)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("attach process %d to the network: %w", pid, err))
@@ -51,11 +68,11 @@ func (b *Bridge) Attach(ctx context.Context, pid int) (*Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	ep, err := b.lease(ctx, r, ns)
+	ep, err := b.lease(ctx, r, seat, ns)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("attach process %d to the network: %w", pid, err))
 	}
-	if err := ep.configure(ctx, r, ns); err != nil {
+	if err := ep.configure(ctx, r, ns, !seat.NoRoute && !b.plan.Internal); err != nil {
 		return nil, errors.Join(fmt.Errorf("attach process %d to the network: %w", pid, err), ep.Close())
 	}
 	return ep, nil
@@ -81,16 +98,26 @@ func openNamespace(pid int) (netns.NsHandle, error) {
 	return ns, nil
 }
 
-// lease takes the first free address and makes the veth pair for it.
+// lease takes an address, the first free one unless the seat has one, and
+// makes the veth pair for it.
 //
 // Two things make an address taken: the lock on its file, held by the process
 // that owns the endpoint, and the host's end of the veth pair, which is named
 // after the address. The second covers a container that outlives its owner,
 // and owners with another state directory.
-func (b *Bridge) lease(ctx context.Context, r ready, ns netns.NsHandle) (*Endpoint, error) {
+func (b *Bridge) lease(ctx context.Context, r ready, seat Seat, ns netns.NsHandle) (*Endpoint, error) {
 	subnet := r.gateway.Masked()
-	for ip := subnet.Addr().Next(); subnet.Contains(ip.Next()); ip = ip.Next() { // the last is for broadcast
-		if ip == r.gateway.Addr() {
+	from := subnet
+	switch {
+	case seat.IP.IsValid() && (!usable(subnet, seat.IP) || seat.IP == r.gateway.Addr()):
+		return nil, fmt.Errorf("invalid address %s: it is no host's in %s", seat.IP, subnet)
+	case seat.IP.IsValid():
+		from = netip.PrefixFrom(seat.IP, 32)
+	case b.plan.Range.IsValid():
+		from = b.plan.Range.Masked()
+	}
+	for ip := from.Addr(); from.Contains(ip); ip = ip.Next() {
+		if ip == r.gateway.Addr() || !usable(subnet, ip) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -103,7 +130,11 @@ func (b *Bridge) lease(ctx context.Context, r ready, ns netns.NsHandle) (*Endpoi
 		if err != nil {
 			return nil, fmt.Errorf("lock address %s: %w", ip, err)
 		}
-		index, taken, err := addNewPair(ip, r, ns)
+		mac := seat.MAC
+		if mac == nil {
+			mac = hardwareAddr(ip)
+		}
+		index, taken, err := addNewPair(ip, mac, r, seat.Interface, ns)
 		if taken {
 			f.Close()
 			continue
@@ -111,9 +142,15 @@ func (b *Bridge) lease(ctx context.Context, r ready, ns netns.NsHandle) (*Endpoi
 		if err != nil {
 			return nil, errors.Join(err, unlockAddress(f))
 		}
-		return &Endpoint{IP: ip, Gateway: r.gateway.Addr(), lease: f, index: index}, nil
+		return &Endpoint{
+			IP: ip, Gateway: r.gateway.Addr(), Bits: subnet.Bits(), Interface: seat.Interface, MAC: mac,
+			lease: f, index: index,
+		}, nil
 	}
-	return nil, fmt.Errorf("no address is free in %s", subnet)
+	if seat.IP.IsValid() {
+		return nil, fmt.Errorf("%w: %s", ErrAddressTaken, seat.IP)
+	}
+	return nil, fmt.Errorf("no address is free in %s", from)
 }
 
 // lockAddress locks the file of an address, or fails with EWOULDBLOCK.
@@ -148,9 +185,9 @@ func unlockAddress(f *os.File) error {
 // addNewPair makes the veth pair for an address, unless one has its name.
 // There can be one that is just being taken away: it is met and then gone, so
 // that is tried again before the namespace is blamed.
-func addNewPair(ip netip.Addr, r ready, ns netns.NsHandle) (index int, taken bool, err error) {
+func addNewPair(ip netip.Addr, mac net.HardwareAddr, r ready, inside string, ns netns.NsHandle) (index int, taken bool, err error) {
 	for range 5 {
-		index, err = addPair(ip, r, ns)
+		index, err = addPair(ip, mac, r, inside, ns)
 		if !errors.Is(err, unix.EEXIST) {
 			return index, false, err
 		}
@@ -158,7 +195,7 @@ func addNewPair(ip netip.Addr, r ready, ns netns.NsHandle) (index int, taken boo
 			return 0, true, nil
 		}
 	}
-	return 0, false, fmt.Errorf("it has an interface %s already: %w", containerInterface, err)
+	return 0, false, fmt.Errorf("it has an interface %s already: %w", inside, err)
 }
 
 // pairName is the name of the host's end of a veth pair. It is unique in the
@@ -169,7 +206,7 @@ func pairName(ip netip.Addr) string {
 
 // addPair makes a veth pair from the bridge to a namespace, and returns the
 // index of the end that is here. Neither end is up.
-func addPair(ip netip.Addr, r ready, ns netns.NsHandle) (int, error) {
+func addPair(ip netip.Addr, mac net.HardwareAddr, r ready, inside string, ns netns.NsHandle) (int, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = pairName(ip)
 	attrs.MTU = r.mtu
@@ -178,8 +215,8 @@ func addPair(ip netip.Addr, r ready, ns netns.NsHandle) (int, error) {
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	veth := netlink.NewVeth(attrs)
 	veth.PeerNumTxQueues, veth.PeerNumRxQueues = 1, 1
-	veth.PeerName = containerInterface
-	veth.PeerHardwareAddr = hardwareAddr(ip)
+	veth.PeerName = inside
+	veth.PeerHardwareAddr = mac
 	veth.PeerNamespace = netlink.NsFd(ns)
 	if err := netlink.LinkAdd(veth); err != nil {
 		return 0, fmt.Errorf("add veth pair %s: %w", attrs.Name, err)
@@ -192,26 +229,28 @@ func addPair(ip netip.Addr, r ready, ns netns.NsHandle) (int, error) {
 
 // configure gives the container's end its address and route, and returns when
 // both ends pass packets.
-func (e *Endpoint) configure(ctx context.Context, r ready, ns netns.NsHandle) error {
+func (e *Endpoint) configure(ctx context.Context, r ready, ns netns.NsHandle, leads bool) error {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink in its namespace: %w", err)
 	}
 	defer h.Close()
-	link, err := h.LinkByName(containerInterface)
+	link, err := h.LinkByName(e.Interface)
 	if err != nil {
-		return fmt.Errorf("find its %s: %w", containerInterface, err)
+		return fmt.Errorf("find its %s: %w", e.Interface, err)
 	}
 	addr := netip.PrefixFrom(e.IP, r.gateway.Bits())
 	if err := h.AddrAdd(link, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
 		return fmt.Errorf("give it the address %s: %w", addr, err)
 	}
 	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set its %s up: %w", containerInterface, err)
+		return fmt.Errorf("set its %s up: %w", e.Interface, err)
 	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: r.gateway.Addr().AsSlice()}
-	if err := h.RouteAdd(route); err != nil {
-		return fmt.Errorf("give it a default route: %w", err)
+	if leads {
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: r.gateway.Addr().AsSlice()}
+		if err := h.RouteAdd(route); err != nil {
+			return fmt.Errorf("give it a default route: %w", err)
+		}
 	}
 	host := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: e.index}}
 	if err := netlink.LinkSetUp(host); err != nil {
@@ -250,6 +289,30 @@ func settle(ctx context.Context, h *netlink.Handle, index int) error {
 			return ctx.Err()
 		case <-time.After(time.Millisecond):
 		}
+	}
+	return nil
+}
+
+// Lead gives the network namespace of a process, which the endpoint is in, a
+// default route over the endpoint, unless it has one.
+func (e *Endpoint) Lead(pid int) error {
+	ns, err := openNamespace(pid)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink in its namespace: %w", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(e.Interface)
+	if err != nil {
+		return fmt.Errorf("find its %s: %w", e.Interface, err)
+	}
+	err = h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: e.Gateway.AsSlice()})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("give it a default route: %w", err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,36 +15,45 @@ import (
 
 // firewallVersion changes with the rules, so that those of an older program
 // are replaced.
-const firewallVersion = 1
+const firewallVersion = 2
 
-// ensureFirewall makes the table
+// ensureFirewall makes the table of all bridges, with each line that names one
+// for each of them:
 //
 //	table ip kiln {
 //		chain postrouting {
 //			type nat hook postrouting priority srcnat; policy accept;
-//			ip saddr SUBNET oifname != "kiln0" masquerade comment "v1 SUBNET"
+//			ip saddr SUBNET oifname != "kiln0" masquerade
 //		}
 //		chain forward {
 //			type filter hook forward priority filter; policy accept;
-//			iifname "kiln0" accept
+//			iifname "kiln0" oifname "kiln0" accept
 //			oifname "kiln0" ct state established,related accept
 //			oifname "kiln0" drop
+//			iifname "kiln0" accept
 //		}
 //	}
 //
-// The comment tells whether a table that exists is this one. The kernel
-// applies a batch as a whole, so there is never half a table, and replacing
-// it does not cut connections.
-func (b *Bridge) ensureFirewall(subnet netip.Prefix) error {
+// An internal bridge has no masquerading and no way in or out: it accepts what
+// stays on it and drops the rest. A chain of no hook has a comment that tells
+// whether a table that exists is this one. The kernel applies a batch as a
+// whole, so there is never half a table, and replacing it does not cut
+// connections. The caller holds the lock.
+func (b *Bridge) ensureFirewall() error {
+	all, err := b.bridges()
+	if err != nil {
+		return err
+	}
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	table := &nftables.Table{Name: b.table, Family: nftables.TableFamilyIPv4}
-	comment := fmt.Sprintf("v%d %s %s", firewallVersion, b.name, subnet)
+	sum := sha256.Sum256(fmt.Appendf(nil, "%v", all))
+	comment := fmt.Sprintf("v%d %x", firewallVersion, sum[:8])
 	// An error means that there is no such chain; if it means more, then
 	// making it fails as well.
-	rules, err := conn.GetRules(table, &nftables.Chain{Name: "postrouting", Table: table})
+	rules, err := conn.GetRules(table, &nftables.Chain{Name: "version", Table: table})
 	if err == nil && len(rules) == 1 {
 		if s, ok := userdata.GetString(rules[0].UserData, userdata.TypeComment); ok && s == comment {
 			return nil
@@ -52,38 +62,52 @@ func (b *Bridge) ensureFirewall(subnet netip.Prefix) error {
 
 	conn.AddTable(table) // deleting what is not there would fail the batch
 	conn.DelTable(table)
-	conn.AddTable(table)
-	postrouting := conn.AddChain(&nftables.Chain{
-		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
-	conn.AddRule(&nftables.Rule{
-		Table: table, Chain: postrouting,
-		Exprs: join(
-			fromSubnet(subnet),
-			ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, b.name),
-			[]expr.Any{&expr.Masq{}},
-		),
-		UserData: userdata.AppendString(nil, userdata.TypeComment, comment),
-	})
-	forward := conn.AddChain(&nftables.Chain{
-		Name: "forward", Table: table, Type: nftables.ChainTypeFilter,
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
-	})
-	into := ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, b.name)
-	for _, exprs := range [][]expr.Any{
-		join(ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, b.name), verdict(expr.VerdictAccept)),
-		join(into, answers(), verdict(expr.VerdictAccept)),
-		// Forwarding would let any neighbour with a route to the subnet reach
-		// ports that were never published.
-		join(into, verdict(expr.VerdictDrop)),
-	} {
-		conn.AddRule(&nftables.Rule{Table: table, Chain: forward, Exprs: exprs})
+	if len(all) > 0 {
+		b.fillTable(conn, conn.AddTable(table), all, comment)
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("make nftables table ip %s: %w", b.table, err)
 	}
 	return nil
+}
+
+func (b *Bridge) fillTable(conn *nftables.Conn, table *nftables.Table, all []known, comment string) {
+	version := conn.AddChain(&nftables.Chain{Name: "version", Table: table})
+	conn.AddRule(&nftables.Rule{
+		Table: table, Chain: version, Exprs: verdict(expr.VerdictReturn),
+		UserData: userdata.AppendString(nil, userdata.TypeComment, comment),
+	})
+	postrouting := conn.AddChain(&nftables.Chain{
+		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	forward := conn.AddChain(&nftables.Chain{
+		Name: "forward", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+	})
+	add := func(chain *nftables.Chain, exprs ...[]expr.Any) {
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: join(exprs...)})
+	}
+	from := func(k known) []expr.Any { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, k.name) }
+	into := func(k known) []expr.Any { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, k.name) }
+	for _, k := range all {
+		add(forward, from(k), into(k), verdict(expr.VerdictAccept))
+		if !k.Internal {
+			add(postrouting, fromSubnet(k.Subnet), ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, k.name), []expr.Any{&expr.Masq{}})
+			add(forward, into(k), answers(), verdict(expr.VerdictAccept))
+		}
+		// Forwarding would let any neighbour with a route to the subnet, and
+		// any other bridge, reach ports that were never published.
+		add(forward, into(k), verdict(expr.VerdictDrop))
+	}
+	// What enters no bridge.
+	for _, k := range all {
+		v := expr.VerdictAccept
+		if k.Internal {
+			v = expr.VerdictDrop
+		}
+		add(forward, from(k), verdict(v))
+	}
 }
 
 func join(parts ...[]expr.Any) []expr.Any {

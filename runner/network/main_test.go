@@ -150,7 +150,7 @@ func connectOutside(pid int) error {
 		)
 	}
 	// The outside knows the way to the containers, as a hostile neighbour may.
-	if err := within(pid, func() error { return setUp(outsideIP+"/24", "172.16.0.0/12", hostIP) }); err != nil {
+	if err := inside(pid, func() error { return setUp(outsideIP+"/24", "172.16.0.0/12", hostIP) }); err != nil {
 		return err
 	}
 	return setUp(hostIP+"/24", "0.0.0.0/0", outsideIP)
@@ -158,7 +158,7 @@ func connectOutside(pid int) error {
 
 // within runs f in the network namespace of a process. Sockets that f makes
 // stay there.
-func within(pid int, f func() error) error {
+func inside(pid int, f func() error) error {
 	if pid == os.Getpid() {
 		return f()
 	}

@@ -33,10 +33,16 @@ func (b *Bridge) ensure(ctx context.Context) (ready, error) {
 	}
 	defer lock.Close()
 	r, err := b.ensureLink()
+	if errors.Is(err, ErrOverlap) {
+		return ready{}, err
+	}
 	if err != nil {
 		return ready{}, &UnavailableError{Err: err}
 	}
-	if err := b.ensureFirewall(r.gateway.Masked()); err != nil {
+	if err := b.record(r); err != nil {
+		return ready{}, unavailable(err)
+	}
+	if err := b.ensureFirewall(); err != nil {
 		return ready{}, &UnavailableError{Err: err}
 	}
 	if err := sysctl("net/ipv4/ip_forward", "1"); err != nil {
@@ -65,7 +71,7 @@ func (b *Bridge) ensureLink() (ready, error) {
 		return ready{}, err
 	}
 	if !gateway.IsValid() {
-		if gateway, err = FreeSubnet(); err != nil {
+		if gateway, err = b.chooseGateway(); err != nil {
 			return ready{}, err
 		}
 		// The port of lowest address lends a bridge its own otherwise, and
@@ -94,7 +100,10 @@ func (b *Bridge) ensureLink() (ready, error) {
 
 // addLink adds the bridge, with the MTU of the interface that leads outside.
 func (b *Bridge) addLink() (netlink.Link, error) {
-	mtu, err := hostMTU()
+	mtu, err := b.plan.MTU, error(nil)
+	if mtu == 0 {
+		mtu, err = hostMTU()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +169,7 @@ func FreeSubnet() (netip.Prefix, error) {
 	return chooseSubnet(used)
 }
 
-// chooseSubnet is [freeSubnet] for given prefixes in use.
+// chooseSubnet is [FreeSubnet] for given prefixes in use.
 func chooseSubnet(used []netip.Prefix) (netip.Prefix, error) {
 	try := [][2]byte{{172, 30}, {172, 31}}
 	for i := byte(89); i < 120; i++ {
