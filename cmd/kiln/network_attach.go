@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -230,6 +231,10 @@ func (x *attachment) resolve(ctx context.Context, w container.Wiring) error {
 	server, err := nameserver(w.Servers)
 	if err != nil {
 		return err
+	}
+	if !slices.ContainsFunc(x.end.Networks, func(j container.Joined) bool { return j.Gateway != "" }) {
+		// No way out for names either, which could carry anything.
+		server.Upstream, server.ResolvConf = nil, os.DevNull
 	}
 	server.Lookup, server.Reverse = x.lookup, x.reverse
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
