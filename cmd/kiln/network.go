@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 	"kiln.build/runner"
@@ -35,15 +36,15 @@ func (a *app) stepNetwork() runner.Network {
 	case "host":
 		return nil
 	default:
-		return stepNetwork{}
+		return stepNetwork{a.root}
 	}
 }
 
 // stepNetwork gives RUN steps a network of their own.
-type stepNetwork struct{}
+type stepNetwork struct{ root string }
 
-func (stepNetwork) Attach(ctx context.Context, pid int) (*runner.Attachment, error) {
-	s, err := newSeat(ctx, pid)
+func (n stepNetwork) Attach(ctx context.Context, pid int) (*runner.Attachment, error) {
+	s, err := newSeat(ctx, n.root, pid)
 	if err != nil {
 		return nil, fmt.Errorf("%w (the step can share this machine's network: build with --network=host --allow=network.host)", err)
 	}
@@ -69,9 +70,11 @@ type seat struct {
 	close       func() error // drains, and gives the place up
 }
 
-func newSeat(ctx context.Context, pid int) (*seat, error) {
+// newSeat finds a place for a process; root is the store, of which those
+// without root's rights have a network each.
+func newSeat(ctx context.Context, root string, pid int) (*seat, error) {
 	if rootless.Current() != rootless.Root {
-		e, err := usermode.Attach(ctx, pid, usermode.Config{})
+		e, err := usermode.Attach(ctx, pid, usermode.Config{Dir: userAddresses(root, container.BridgeID)})
 		if err != nil {
 			return nil, err
 		}
@@ -90,6 +93,10 @@ func newSeat(ctx context.Context, pid int) (*seat, error) {
 	}
 	return &seat{e.IP, e.Gateway, "", publish, func() {}, e.Close}, nil
 }
+
+// userAddresses is the folder of the addresses of a network, for those without
+// root's rights.
+func userAddresses(root, id string) string { return filepath.Join(root, "networks", "addresses", id) }
 
 // parsePublish reads --publish.
 func parsePublish(words []string) ([]container.Port, error) {

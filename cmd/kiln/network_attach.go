@@ -43,7 +43,7 @@ type place struct {
 // attachNetworks joins a container to networks and publishes its ports.
 func (a *app) attachNetworks(ctx context.Context, w container.Wiring) (*container.Endpoint, error) {
 	if rootless.Current() != rootless.Root {
-		return attachUser(ctx, w)
+		return attachUser(ctx, a.root, w)
 	}
 	x := &attachment{end: &container.Endpoint{}, nets: a.networks()}
 	// The interfaces go with the container's namespace, and the addresses with
@@ -294,7 +294,7 @@ func (x *attachment) reverse(ip netip.Addr) (string, bool) {
 func (a *app) networks() network.Set { return network.Set{Dir: filepath.Join(a.root, "networks")} }
 
 // attachUser is attachNetworks for callers without root's rights.
-func attachUser(ctx context.Context, w container.Wiring) (*container.Endpoint, error) {
+func attachUser(ctx context.Context, root string, w container.Wiring) (*container.Endpoint, error) {
 	for _, m := range w.Networks {
 		if m.ID != container.BridgeID {
 			return nil, fmt.Errorf("network %s: networks made by users take root's rights over this machine's network: --network=bridge or --network=host", m.Network)
@@ -303,7 +303,7 @@ func attachUser(ctx context.Context, w container.Wiring) (*container.Endpoint, e
 	if len(w.Networks) == 0 {
 		return &container.Endpoint{Change: sameNetworks(w), Detach: func() error { return nil }}, nil
 	}
-	s, err := newSeat(ctx, w.PID)
+	s, err := newSeat(ctx, root, w.PID)
 	if err != nil {
 		return nil, fmt.Errorf("%w (a container can share this machine's network: --network=host)", err)
 	}

@@ -79,6 +79,11 @@ func TestNetworkWithoutRoot(t *testing.T) {
 			host, _, _ := net.SplitHostPort(r.RemoteAddr)
 			io.WriteString(w, host)
 		}))
+		ip, _ := w.must("inspect", "--format", "{{.NetworkSettings.IPAddress}}", "web")
+		own, _ := w.must("run", "--rm", "--add-host", "web:"+strings.TrimSpace(ip), "toolbox", "sh", "-c", "wget -q -O - http://web/")
+		if !strings.HasPrefix(own, "172.") && !strings.HasPrefix(own, "10.") || strings.HasPrefix(own, gateway) || strings.HasPrefix(own, strings.TrimSpace(ip)) {
+			t.Errorf("the server saw %q, want the other container's own address", own)
+		}
 		at, _ := w.must("port", "web", "80/tcp")
 		r, err := http.Get("http://" + strings.TrimSpace(at) + "/")
 		if err != nil {

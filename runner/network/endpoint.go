@@ -153,6 +153,38 @@ func (b *Bridge) lease(ctx context.Context, r ready, seat Seat, ns netns.NsHandl
 	return nil, fmt.Errorf("no address is free in %s", from)
 }
 
+// LockAddress takes an address of a subnet by locking a file of its name in a
+// folder: the one that is wanted, or, if that is not valid, the first that is
+// free beside the gateway's. It is given back by [UnlockAddress], or with the
+// end of the process.
+func LockAddress(dir string, gateway netip.Prefix, want netip.Addr) (*os.File, netip.Addr, error) {
+	subnet := gateway.Masked()
+	first, last := subnet.Addr().Next(), netip.Addr{}
+	if want.IsValid() {
+		first, last = want, want.Next()
+	}
+	for ip := first; ip != last && subnet.Contains(ip.Next()); ip = ip.Next() { // the last is for broadcast
+		if ip == gateway.Addr() || ip == subnet.Addr() {
+			continue
+		}
+		f, err := lockAddress(filepath.Join(dir, ip.String()))
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue
+		}
+		if err != nil {
+			return nil, ip, fmt.Errorf("lock address %s: %w", ip, err)
+		}
+		return f, ip, nil
+	}
+	if want.IsValid() {
+		return nil, want, fmt.Errorf("address %s is taken, or not one of %s", want, subnet)
+	}
+	return nil, want, fmt.Errorf("no address is free in %s", subnet)
+}
+
+// UnlockAddress gives an address back.
+func UnlockAddress(f *os.File) error { return unlockAddress(f) }
+
 // lockAddress locks the file of an address, or fails with EWOULDBLOCK.
 func lockAddress(path string) (*os.File, error) {
 	for {

@@ -32,14 +32,18 @@ const (
 // interface: it hands IPv4 packets on and answers ARP itself. There are two
 // hosts on it, so the stack need not resolve hardware addresses.
 type link struct {
-	socket  *os.File
-	conn    syscall.RawConn
-	own     [4]byte // the container's address
-	subnet  netip.Prefix
-	gateway [6]byte         // hardware address
-	in, out [etherSize]byte // headers of IPv4 frames from and to the container
-	stack   stack.NetworkDispatcher
-	forged  atomic.Uint64 // packets that had another source address
+	socket    *os.File
+	conn      syscall.RawConn
+	own       [4]byte    // the container's address
+	ip        netip.Addr // the same
+	subnet    netip.Prefix
+	gatewayIP netip.Addr
+	gateway   [6]byte         // hardware address
+	out       [etherSize]byte // header of IPv4 frames to the container
+	lease     *lease          // of the container's address among others; nil if it is alone
+	peers     syscall.RawConn // the lease's socket
+	stack     stack.NetworkDispatcher
+	forged    atomic.Uint64 // counts packets that had another source address
 }
 
 var (
@@ -47,24 +51,24 @@ var (
 	_ stack.GSOEndpoint  = (*link)(nil)
 )
 
-// newLink returns the link of a packet socket, which is the link's from then on.
-func newLink(socket *os.File, c Config) (*link, error) {
+// newLink returns the link of a packet socket, which is the link's from then
+// on, as is the lease, if it succeeds.
+func newLink(socket *os.File, c Config, l *lease) (*link, error) {
 	conn, err := socket.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("use a packet socket: %w", err)
 	}
-	l := &link{socket: socket, conn: conn, own: c.IP.As4(), subnet: c.Gateway.Masked()}
-	container := hardwareAddr(c.IP)
-	copy(l.gateway[:], hardwareAddr(c.Gateway.Addr()))
-	for _, h := range []struct {
-		header   *[etherSize]byte
-		to, from []byte
-	}{{&l.in, l.gateway[:], container}, {&l.out, container, l.gateway[:]}} {
-		copy(h.header[:], h.to)
-		copy(h.header[6:], h.from)
-		binary.BigEndian.PutUint16(h.header[12:], etherIPv4)
+	k := &link{socket: socket, conn: conn, own: c.IP.As4(), ip: c.IP, subnet: c.Gateway.Masked(), gatewayIP: c.Gateway.Addr(), lease: l}
+	if l != nil {
+		if k.peers, err = l.socket.SyscallConn(); err != nil {
+			return nil, fmt.Errorf("use a network's socket: %w", err)
+		}
 	}
-	return l, nil
+	copy(k.gateway[:], hardwareAddr(c.Gateway.Addr()))
+	copy(k.out[:], hardwareAddr(c.IP))
+	copy(k.out[6:], k.gateway[:])
+	binary.BigEndian.PutUint16(k.out[12:], etherIPv4)
+	return k, nil
 }
 
 // run hands packets to the stack until the link is closed.
@@ -110,6 +114,9 @@ func (l *link) received(frame []byte) {
 	}
 	if !bytes.Equal(packet[12:16], l.own[:]) {
 		l.forged.Add(1)
+		return
+	}
+	if l.toPeer(frame) {
 		return
 	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(packet)})
@@ -204,7 +211,8 @@ func (l *link) offload(vnet *[vnetSize]byte, pkt *stack.PacketBuffer) {
 	}
 }
 
-func (l *link) close() { _ = l.socket.Close() }
+// close ends the link and gives the lease back.
+func (l *link) close() error { return errors.Join(l.socket.Close(), l.lease.release()) }
 
 // GSOMaxSize implements [stack.GSOEndpoint].
 func (l *link) GSOMaxSize() uint32 { return 1<<16 - 1 }

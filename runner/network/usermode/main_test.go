@@ -143,7 +143,7 @@ func newBox(t testing.TB) *box {
 		t.Skip(noNetwork)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), role+"=container")
+	cmd.Env = append(os.Environ(), role+"=container", "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	stdin, err := cmd.StdinPipe()

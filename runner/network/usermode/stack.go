@@ -2,6 +2,7 @@ package usermode
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // What a container may have under way at one time. Each takes a descriptor
@@ -119,12 +121,30 @@ func (e *Endpoint) serveDNS() {
 	if err != nil {
 		return // closed meanwhile; the port is free in a new stack
 	}
-	streams, err := gonet.ListenTCP(e.stack, at, ipv4.ProtocolNumber)
+	streams, err := listenTCP(e.stack, at)
 	if err != nil {
 		packets.Close()
 		return
 	}
 	_ = e.config.Resolver.Serve(e.ctx, packets, listener{streams}) // ends with the endpoint
+}
+
+// listenTCP is gonet.ListenTCP with a short queue: who fills it with SYNs shall
+// not keep the stack busy.
+func listenTCP(s *stack.Stack, at tcpip.FullAddress) (*gonet.TCPListener, error) {
+	var wq waiter.Queue
+	ep, err := s.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	if err != nil {
+		return nil, errors.New(err.String())
+	}
+	if err = ep.Bind(at); err == nil {
+		err = ep.Listen(32)
+	}
+	if err != nil {
+		ep.Close()
+		return nil, errors.New(err.String())
+	}
+	return gonet.NewTCPListener(s, &wq, ep), nil
 }
 
 // listener is a gonet listener whose Close wakes Accept up.

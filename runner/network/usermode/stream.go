@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -31,13 +32,21 @@ func (e *Endpoint) join(ctx context.Context, out *net.TCPConn, in *stream) {
 		reset(out)
 		in.ep.Abort()
 	}
-	stop := context.AfterFunc(ctx, fail)
+	var sent atomic.Bool // all, and the end; a reset would take it back
+	stop := context.AfterFunc(ctx, func() {
+		if sent.Load() {
+			out.Close()
+		}
+		fail()
+	})
 	defer stop()
 	var wg sync.WaitGroup
 	e.ups.Add(1)
 	up := func(out *net.TCPConn) error {
 		defer e.ups.Add(-1)
-		return in.up(out)
+		err := in.up(out)
+		sent.Store(err == nil)
+		return err
 	}
 	for _, pass := range []func(*net.TCPConn) error{up, in.down} {
 		wg.Go(func() {

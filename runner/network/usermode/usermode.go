@@ -47,13 +47,17 @@ import (
 )
 
 // Config says what a container's network is like. The zero value is the first
-// subnet that the machine has no route to, of whose addresses the container
-// has the second.
+// subnet that the machine has no route to, for this container alone.
 type Config struct {
 	// Gateway is the gateway's address within its subnet.
 	Gateway netip.Prefix
-	// IP is the container's address, within the subnet.
+	// IP is the container's address, within the subnet. If it is not valid
+	// the first that is free is taken.
 	IP netip.Addr
+	// Dir is the folder of a network of several containers, of this process
+	// or others; they reach each other, and each takes an address of its own.
+	// If it is empty the container is alone.
+	Dir string
 	// HostLoopback makes the gateway's address mean the machine's 127.0.0.1.
 	HostLoopback bool
 	// Resolver answers the queries that come to the gateway's port 53; nil
@@ -77,6 +81,7 @@ type Endpoint struct {
 	syns   syns
 	ups    atomic.Int64 // connections that may have something from the container yet
 	close  sync.Once
+	failed error // of close
 }
 
 // Attach gives the network namespace of a process an interface eth0 that is
@@ -97,19 +102,15 @@ func attachLimited(ctx context.Context, pid int, c Config, l limits) (*Endpoint,
 		if err != nil {
 			return nil, fmt.Errorf("attach process %d to the user-mode network: %w", pid, err)
 		}
-		c.Gateway, c.IP = gateway, gateway.Addr().Next()
+		c.Gateway = gateway
 	}
 	if c.Resolver == nil {
 		c.Resolver = &dns.Server{}
 	}
-	e := &Endpoint{IP: c.IP, Gateway: c.Gateway.Addr(), config: c, ready: make(chan struct{}), limits: l}
+	e := &Endpoint{Gateway: c.Gateway.Addr(), ready: make(chan struct{}), limits: l}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	socket, err := addInterface(pid, c)
-	if err != nil {
+	if err := e.attach(pid, c); err != nil {
 		return nil, fmt.Errorf("attach process %d to the user-mode network: %w", pid, err)
-	}
-	if e.link, err = newLink(socket, c); err != nil {
-		return nil, errors.Join(fmt.Errorf("attach process %d to the user-mode network: %w", pid, err), socket.Close())
 	}
 	// The command need not wait for the stack: until it is there packets wait
 	// in the socket.
@@ -117,11 +118,37 @@ func attachLimited(ctx context.Context, pid int, c Config, l limits) (*Endpoint,
 	return e, nil
 }
 
+// attach makes what the process needs.
+func (e *Endpoint) attach(pid int, c Config) error {
+	var place *lease
+	if c.Dir != "" {
+		var err error
+		if place, err = takeLease(c.Dir, c.Gateway, c.IP); err != nil {
+			return err
+		}
+		c.IP = place.ip
+	} else if !c.IP.IsValid() {
+		c.IP = c.Gateway.Addr().Next()
+	}
+	e.IP, e.config = c.IP, c
+	socket, err := addInterface(pid, c)
+	if err != nil {
+		return errors.Join(err, place.release())
+	}
+	if e.link, err = newLink(socket, c, place); err != nil {
+		return errors.Join(err, socket.Close(), place.release())
+	}
+	return nil
+}
+
 // run makes the stack and works until the endpoint is closed.
 func (e *Endpoint) run() {
 	e.stack = newStack(e)
 	close(e.ready)
 	e.wg.Go(e.serveDNS)
+	if e.link.lease != nil {
+		e.wg.Go(e.link.fromPeers)
+	}
 	e.link.run()
 }
 
@@ -151,11 +178,11 @@ func (e *Endpoint) Close() error {
 	e.close.Do(func() {
 		<-e.ready
 		e.cancel()
-		e.link.close()
+		e.failed = e.link.close()
 		e.stack.Destroy()
 		e.wg.Wait()
 	})
-	return nil
+	return e.failed
 }
 
 // openNamespace opens the network namespace of a process, which must not be
