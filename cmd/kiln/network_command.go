@@ -225,6 +225,9 @@ func (a *app) removeNetwork(ctx context.Context, name string) error {
 func removeBridge(ctx context.Context, n *network.Network) error {
 	for range 200 {
 		err := n.Bridge(networkState).Remove(ctx)
+		if err == nil {
+			return n.Names(networkState).Clear()
+		}
 		if !errors.Is(err, network.ErrInUse) {
 			return err
 		}

@@ -51,6 +51,9 @@ func (n Names) Remove(ip netip.Addr) error {
 	return err
 }
 
+// Clear forgets all names, of a network that is gone.
+func (n Names) Clear() error { return os.RemoveAll(n.Dir) }
+
 // Lookup returns the addresses that have a name.
 func (n Names) Lookup(name string) []netip.Addr {
 	files, err := os.ReadDir(n.Dir)

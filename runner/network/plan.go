@@ -116,6 +116,7 @@ func (b *Bridge) Remove(ctx context.Context) error {
 			return err
 		}
 	}
+	b.sweep()
 	if err := os.Remove(b.recordPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget bridge %s: %w", b.name, err)
 	}
@@ -136,6 +137,29 @@ next:
 		return p, nil
 	}
 	return netip.Prefix{}, errors.New("no subnet is free: the host has routes to all of 10.120.0.0/13")
+}
+
+// sweep removes the locks of addresses that nobody has any more. That one
+// stays is no error: it is an empty file.
+func (b *Bridge) sweep() {
+	data, err := os.ReadFile(b.recordPath())
+	k := known{}
+	if err != nil || json.Unmarshal(data, &k) != nil {
+		return
+	}
+	files, err := os.ReadDir(filepath.Join(b.dir, "addresses"))
+	if err != nil {
+		return
+	}
+	for _, f := range files {
+		ip, err := netip.ParseAddr(f.Name())
+		if err != nil || !k.Subnet.Contains(ip) {
+			continue
+		}
+		if lock, err := lockAddress(filepath.Join(b.dir, "addresses", f.Name())); err == nil {
+			_ = unlockAddress(lock)
+		}
+	}
 }
 
 // known is a bridge as the firewall knows it.
