@@ -73,6 +73,7 @@ func (a *app) attach(ctx context.Context, k *container.Container, stdin bool, ke
 		return err
 	}
 	defer x.Conn.Close()
+	k.Note("attach")
 	// Asked before the end, since the container may be gone after it.
 	code := make(chan int, 1)
 	go func() {
@@ -120,11 +121,16 @@ func (w *watching) follow(ctx context.Context, signals <-chan os.Signal) (left b
 	signal.Ignore(unix.SIGPIPE)
 	done := make(chan struct{})
 	defer close(done)
-	go forwardSignals(done, signals, func(s syscall.Signal) { _ = w.k.Kill(ctx, s) }, func() {
-		if w.k.Terminal {
-			_ = w.k.Resize(ctx, w.app.terminalSize())
+	enough := make(chan struct{})
+	go func() {
+		if forwardSignals(done, signals, func(s syscall.Signal) { _ = w.k.Kill(ctx, s) }, func() {
+			if w.k.Terminal {
+				_ = w.k.Resize(ctx, w.app.terminalSize())
+			}
+		}) {
+			close(enough)
 		}
-	})
+	}()
 	keys := make(chan struct{})
 	go func() { // ends with the input, or with this process
 		if w.typed() {
@@ -146,6 +152,8 @@ func (w *watching) follow(ctx context.Context, signals <-chan os.Signal) (left b
 		return true, nil
 	case err := <-output:
 		return false, withoutPipe(err)
+	case <-enough:
+		return true, &exitError{1, errors.New("got 3 SIGTERM/SIGINTs, forcefully exiting")}
 	}
 }
 

@@ -36,6 +36,12 @@ thousand events or so are kept.`,
 			if o.Until, err = when("--until", until); err != nil {
 				return err
 			}
+			if o.Since.After(o.Until) && !o.Until.IsZero() {
+				return fmt.Errorf("`since` time (%s) cannot be after `until` time (%s)", since, until)
+			}
+			if o.Since.IsZero() && !o.Until.IsZero() {
+				o.Since = time.Unix(0, 0) // all that is known up to then
+			}
 			if o.Match, err = container.EventFilter(filters); err != nil {
 				return err
 			}
@@ -46,7 +52,7 @@ thousand events or so are kept.`,
 			return withoutPipe(set.Events(c.Context(), o, show))
 		},
 	}
-	c.Flags().StringVar(&since, "since", "", "from this time on: RFC 3339, or a duration such as 10m (default now)")
+	c.Flags().StringVar(&since, "since", "", "from this time on: RFC 3339, or a duration such as 10m (default now, with --until all that is known)")
 	c.Flags().StringVar(&until, "until", "", "up to this time, and end then")
 	c.Flags().StringArrayVarP(&filters, "filter", "f", nil, "container, event, image, label, network, scope, type, volume =VALUE (repeatable)")
 	c.Flags().StringVar(&format, "format", "", "print as: json, or a Go template")

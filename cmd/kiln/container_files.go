@@ -71,6 +71,7 @@ func (a *app) exportCommand() *cobra.Command {
 					return err
 				}
 				defer closeRoot()
+				k.Note("export")
 				write := func(w io.Writer) error { return container.WriteTar(w, root, container.TarOptions{OneDevice: true}) }
 				if file == "" {
 					return write(a.stdout)
@@ -152,6 +153,7 @@ func (a *app) copyOut(ctx context.Context, store *cache.Store, k *container.Cont
 		return copyFailed(k, err)
 	}
 	defer src.Close()
+	k.Note("archive-path")
 	if to == "-" {
 		return src.Write(a.stdout, src.Name)
 	}
@@ -201,6 +203,7 @@ func (a *app) copyIn(ctx context.Context, store *cache.Store, k *container.Conta
 		return err
 	}
 	defer closeRoot()
+	k.Note("extract-to-dir")
 	o := container.ReadOptions{Owners: f.archive, KeepDirs: true}
 	if from == "-" {
 		dir, err := container.OpenDir(root, to)

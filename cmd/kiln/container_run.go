@@ -151,20 +151,27 @@ func catchSignals(all bool) chan os.Signal {
 }
 
 // forwardSignals calls send for signals that were caught, and resize for
-// changes of the terminal's size, until done is closed.
-func forwardSignals(done <-chan struct{}, signals <-chan os.Signal, send func(syscall.Signal), resize func()) {
-	for {
+// changes of the terminal's size, until done is closed, or one that should end
+// the program has come so often that it has to be meant for this one.
+func forwardSignals(done <-chan struct{}, signals <-chan os.Signal, send func(syscall.Signal), resize func()) (enough bool) {
+	for asked := 0; asked < 3; {
 		select {
 		case <-done:
-			return
+			return false
 		case s := <-signals:
-			if s == unix.SIGWINCH {
+			n, ok := s.(syscall.Signal)
+			switch {
+			case s == unix.SIGWINCH:
 				resize()
-			} else if n, ok := s.(syscall.Signal); ok {
+			case ok:
 				send(n)
+			}
+			if s == unix.SIGINT || s == unix.SIGTERM {
+				asked++
 			}
 		}
 	}
+	return true
 }
 
 // terminalSize is that of the terminal that output goes to, zero if none.

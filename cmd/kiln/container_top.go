@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +34,7 @@ as these say.`,
 			if err != nil {
 				return err
 			}
+			k.Note("top")
 			if len(args) > 1 {
 				return a.topBy(c.Context(), all, args[1:])
 			}
@@ -44,12 +46,22 @@ as these say.`,
 				if p.TTY >= 0 {
 					tty = fmt.Sprintf("pts/%d", p.TTY)
 				}
-				fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%s\t%s\t%02d:%02d:%02d\t%s\n", p.UID, p.PID, p.Parent, p.Percent(),
+				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\t%02d:%02d:%02d\t%s\n", userName(p.UID), p.PID, p.Parent, p.Percent(),
 					p.Started.Format("15:04"), tty, cpu/3600, cpu/60%60, cpu%60, strings.Join(p.Args, " "))
 			}
 			return w.Flush()
 		},
 	}
+}
+
+// userName is how this machine calls a user: as ps does, by number where it
+// does not know them.
+func userName(uid int) string {
+	id := strconv.Itoa(uid)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
 }
 
 // topBy has ps show all processes as its options say, and keeps the lines of

@@ -173,3 +173,21 @@ func TestTerminal(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
+
+// TestThreeInterrupts leaves a container that does not react.
+func TestThreeInterrupts(t *testing.T) {
+	w := newWorld(t)
+	t.Cleanup(func() { _ = exec.Command(w.kiln, "--root", w.root, "rm", "-f", "stuck").Run() })
+	x := w.atTerminal("run", "--name", "stuck", "--network", "none", "toolbox", "sh", "-c", "echo ready-$((1+1)); exec sleep 1000")
+	x.sees("ready-2")
+	w.must("pause", "stuck")
+	for range 3 {
+		x.types("\x03")
+		time.Sleep(50 * time.Millisecond) // equal signals that wait are one
+	}
+	x.sees("got 3 SIGTERM/SIGINTs, forcefully exiting")
+	x.ends(1)
+	if out, _ := w.must("ps", "--format", "{{.Names}} {{.State}}"); out != "stuck paused\n" {
+		t.Errorf("got %q, want the container to go on", out)
+	}
+}
