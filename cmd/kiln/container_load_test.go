@@ -485,15 +485,20 @@ func TestContainersWithoutRoot(t *testing.T) {
 	}
 }
 
-// TestRunWritesNoImage runs a big image, and looks at every file of images and
-// layers before and after.
+// TestRunWritesNoImage runs a big image, 5 GB of it with KILN_SOAK, and looks
+// at every file of images and layers before and after. It starts as fast as a
+// small one, and writes some kilobytes of the container's own.
 func TestRunWritesNoImage(t *testing.T) {
 	w := newWorld(t)
-	w.must("build", "-t", "big", w.context("FROM toolbox\nRUN truncate -s 300M /big; mkdir /many; cd /many; touch $(seq 1 2000)\n"))
-	files := func() string {
-		var b strings.Builder
-		for _, dir := range []string{"images", "layers"} {
-			err := filepath.WalkDir(filepath.Join(w.root, dir), func(path string, d os.DirEntry, err error) error {
+	size := "300M"
+	if soak() {
+		size = "5G"
+	}
+	w.must("build", "-t", "big", w.context("FROM toolbox\nRUN truncate -s "+size+" /big; mkdir /many; cd /many; touch $(seq 1 2000)\n"))
+	walk := func(f func(path string, st *unix.Stat_t), dirs ...string) {
+		t.Helper()
+		for _, dir := range dirs {
+			err := filepath.WalkDir(filepath.Join(w.root, dir), func(path string, _ os.DirEntry, err error) error {
 				if err != nil {
 					return err
 				}
@@ -501,22 +506,49 @@ func TestRunWritesNoImage(t *testing.T) {
 				if err := unix.Lstat(path, &st); err != nil {
 					return err
 				}
-				fmt.Fprintln(&b, path, st.Ino, st.Size, st.Blocks, st.Mtim, st.Ctim)
+				f(path, &st)
 				return nil
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 		}
+	}
+	files := func() string {
+		var b strings.Builder
+		walk(func(path string, st *unix.Stat_t) {
+			fmt.Fprintln(&b, path, st.Ino, st.Size, st.Blocks, st.Mtim, st.Ctim)
+		}, "images", "layers")
 		return b.String()
 	}
+	taken := func() (bytes int64) {
+		walk(func(_ string, st *unix.Stat_t) { bytes += st.Blocks * 512 }, ".")
+		return bytes
+	}
+	fastest := func(image string) time.Duration {
+		best := time.Hour
+		for range 10 {
+			began := time.Now()
+			w.must("run", "--rm", "--network", "none", image, "true")
+			best = min(best, time.Since(began))
+		}
+		return best
+	}
 	w.must("run", "--rm", "--network", "none", "big", "true")
-	before := files()
+	before, space := files(), taken()
 	w.must("run", "--name", "kept", "--network", "none", "big", "sh", "-c", "ls /many > /list")
 	if files() != before {
 		t.Error("running the image changed files of images or layers")
 	}
+	if grown := taken() - space; grown > 256<<10 {
+		t.Errorf("a container of an image of %s takes %d bytes", size, grown)
+	}
 	if out, _ := w.must("inspect", "--size", "--format", "{{.SizeRw}}", "kept"); len(out) > 6 {
 		t.Errorf("the container takes %s bytes", out)
+	}
+	small, big := fastest("toolbox"), fastest("big")
+	t.Logf("start to end: %v with an image of %s, %v with a small one", big, size, small)
+	if big > 2*small+20*time.Millisecond {
+		t.Errorf("an image of %s takes %v to start, a small one %v", size, big, small)
 	}
 }
