@@ -29,6 +29,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	_ "crypto/sha512" // digests of other tools
 
@@ -292,6 +293,9 @@ func (l *Layout) WriteBytes(ctx context.Context, mediaType string, data []byte) 
 	return l.Write(ctx, desc, bytes.NewReader(data))
 }
 
+// writes numbers those of this process: several may be of one blob.
+var writes atomic.Uint64
+
 func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader) (v1.Descriptor, error) {
 	h := sha256.New()
 	algorithm := digest.SHA256
@@ -336,7 +340,7 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 	if err := tmp.Sync(); err != nil {
 		return expected, err
 	}
-	beside := filepath.Join(l.dir, fmt.Sprintf("%s%s-%d", tempPrefix, got.Encoded(), os.Getpid()))
+	beside := filepath.Join(l.dir, fmt.Sprintf("%s%s-%d-%d", tempPrefix, got.Encoded(), os.Getpid(), writes.Add(1)))
 	if err := tmp.name(path, beside); err != nil {
 		return expected, err
 	}

@@ -498,3 +498,26 @@ func BenchmarkTag(b *testing.B) {
 		}
 	}
 }
+
+// TestWriteSameAtOnce has several goroutines write one blob, which none of
+// them sees before it has written its own.
+func TestWriteSameAtOnce(t *testing.T) {
+	l := open(t)
+	for i := range 50 {
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for range 8 {
+			wg.Go(func() {
+				<-start
+				if _, err := l.WriteBytes(t.Context(), "text/plain", fmt.Append(nil, i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+	}
+	if n := temps(t, l); n != 0 {
+		t.Errorf("%d temporary files are left", n)
+	}
+}
