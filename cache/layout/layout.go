@@ -237,25 +237,6 @@ func (l *Layout) blobError(d digest.Digest, err error) error {
 	return fmt.Errorf("blob %s: %w", d, err)
 }
 
-type verifier struct {
-	f    *os.File
-	want digest.Digest
-	hash hash.Hash
-}
-
-func (v *verifier) Read(p []byte) (int, error) {
-	n, err := v.f.Read(p)
-	v.hash.Write(p[:n])
-	if err == io.EOF {
-		if got := digest.NewDigest(v.want.Algorithm(), v.hash); got != v.want {
-			return n, &CorruptError{Digest: v.want, Reason: "its bytes have the digest " + got.String()}
-		}
-	}
-	return n, err
-}
-
-func (v *verifier) Close() error { return v.f.Close() }
-
 // Write stores what r holds as a blob and returns its descriptor, which is
 // expected with size and digest filled in. Where expected has a digest the
 // content must have it, and the size if that is over zero; where that blob is
