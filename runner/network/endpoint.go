@@ -155,16 +155,21 @@ func (b *Bridge) lease(ctx context.Context, r ready, seat Seat, ns netns.NsHandl
 
 // LockAddress takes an address of a subnet by locking a file of its name in a
 // folder: the one that is wanted, or, if that is not valid, the first that is
-// free beside the gateway's. It is given back by [UnlockAddress], or with the
-// end of the process.
-func LockAddress(dir string, gateway netip.Prefix, want netip.Addr) (*os.File, netip.Addr, error) {
+// free in a part of the subnet, which is all of it if that is not valid. It
+// is given back by [UnlockAddress], or with the end of the process.
+func LockAddress(dir string, gateway, part netip.Prefix, want netip.Addr) (*os.File, netip.Addr, error) {
 	subnet := gateway.Masked()
-	first, last := subnet.Addr().Next(), netip.Addr{}
-	if want.IsValid() {
-		first, last = want, want.Next()
+	from := subnet
+	switch {
+	case want.IsValid() && (!usable(subnet, want) || want == gateway.Addr()):
+		return nil, want, fmt.Errorf("invalid address %s: it is no host's in %s", want, subnet)
+	case want.IsValid():
+		from = netip.PrefixFrom(want, 32)
+	case part.IsValid():
+		from = part.Masked()
 	}
-	for ip := first; ip != last && subnet.Contains(ip.Next()); ip = ip.Next() { // the last is for broadcast
-		if ip == gateway.Addr() || ip == subnet.Addr() {
+	for ip := from.Addr(); from.Contains(ip); ip = ip.Next() {
+		if ip == gateway.Addr() || !usable(subnet, ip) {
 			continue
 		}
 		f, err := lockAddress(filepath.Join(dir, ip.String()))
@@ -177,9 +182,9 @@ func LockAddress(dir string, gateway netip.Prefix, want netip.Addr) (*os.File, n
 		return f, ip, nil
 	}
 	if want.IsValid() {
-		return nil, want, fmt.Errorf("address %s is taken, or not one of %s", want, subnet)
+		return nil, want, fmt.Errorf("%w: %s", ErrAddressTaken, want)
 	}
-	return nil, want, fmt.Errorf("no address is free in %s", subnet)
+	return nil, want, fmt.Errorf("no address is free in %s", from)
 }
 
 // UnlockAddress gives an address back.

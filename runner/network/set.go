@@ -178,10 +178,14 @@ func (s Set) Find(name string) (*Network, error) {
 	return nil, fmt.Errorf("network %s is ambiguous (%d matches found on ID prefix)", name, len(found))
 }
 
-// FreeOf returns the first candidate subnet that none of the networks has, for
-// networks that take nothing of the machine.
+// FreeOf returns the first candidate subnet that none of the networks has and
+// that the machine has no route to, for networks that take nothing of the
+// machine.
 func FreeOf(all []*Network) (netip.Prefix, error) {
-	var used []netip.Prefix
+	used, err := usedSubnets()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
 	for _, n := range all {
 		used = append(used, n.Subnet)
 	}

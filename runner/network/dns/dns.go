@@ -50,6 +50,9 @@ type Server struct {
 	Upstream []netip.AddrPort
 	// ResolvConf is the file that names nameservers; "" is /etc/resolv.conf.
 	ResolvConf string
+	// Sealed tells, for each query, whether nameservers must not be asked:
+	// names can carry anything out. Nil is never.
+	Sealed func() bool
 	// Timeout is the wait for an answer of one nameserver; zero is two
 	// seconds. Each is asked twice.
 	Timeout time.Duration

@@ -356,6 +356,19 @@ func TestForwardUntouched(t *testing.T) {
 	}
 }
 
+func TestSealed(t *testing.T) {
+	u := newUpstream(t, func(q []byte, _ bool) []byte { return reply(t, q, "192.0.2.7") })
+	s := &Server{Lookup: lookup, Upstream: []netip.AddrPort{u.addr}, Sealed: func() bool { return true }}
+	for name, want := range map[string]dnsmessage.RCode{"example.com.": dnsmessage.RCodeServerFailure, "web.": dnsmessage.RCodeSuccess} {
+		if m := unpack(t, s.Answer(t.Context(), question(t, name, dnsmessage.TypeA, 0), false)); m.RCode != want {
+			t.Errorf("%s: %v, want %v", name, m.RCode, want)
+		}
+	}
+	if n := u.asked.Load(); n != 0 {
+		t.Errorf("the nameserver was asked %d times", n)
+	}
+}
+
 func TestServe(t *testing.T) {
 	u := newUpstream(t, func(q []byte, _ bool) []byte { return reply(t, q, "192.0.2.7") })
 	s := &Server{Lookup: lookup, Upstream: []netip.AddrPort{u.addr}}

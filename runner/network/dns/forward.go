@@ -28,6 +28,9 @@ var errMismatch = errors.New("the answer is to another question")
 // A query goes the way it came. An answer that is cut (TC) makes the client
 // ask again over TCP; if no nameserver takes TCP then UDP is tried for it.
 func (s *Server) forward(ctx context.Context, query []byte, stream bool) []byte {
+	if s.Sealed != nil && s.Sealed() {
+		return failure(query)
+	}
 	servers := s.Upstream
 	if len(servers) == 0 {
 		path := s.ResolvConf

@@ -9,15 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
-
-func delLink(index int) error {
-	return netlink.LinkDel(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}})
-}
 
 // raw is a socket inside of a box that sends any packet.
 func raw(t *testing.T, b *box) (send func(packet []byte)) {
@@ -25,7 +20,7 @@ func raw(t *testing.T, b *box) (send func(packet []byte)) {
 	var f *os.File
 	to := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Halen: 6, Addr: [8]byte{2, 0x6b, 172, 30, 0, 1}}
 	b.do(t, func() error {
-		i, err := net.InterfaceByName(containerInterface)
+		i, err := net.InterfaceByName("eth0")
 		if err != nil {
 			return err
 		}

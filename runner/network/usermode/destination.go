@@ -13,6 +13,8 @@ import (
 // network would find no host, EACCES where it is not allowed.
 func (e *Endpoint) destination(addr netip.Addr) (netip.Addr, error) {
 	switch {
+	case e.config.Internal:
+		return addr, unix.ENETUNREACH
 	case addr == e.Gateway && e.config.HostLoopback:
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1}), nil
 	case addr == e.Gateway:

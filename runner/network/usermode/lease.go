@@ -22,11 +22,11 @@ type lease struct {
 	socket *os.File // unix datagrams: frames as those of the packet socket
 }
 
-// takeLease takes an address of a subnet: the one that is wanted, or, if that
-// is not valid, the first that is free. What a process that was killed left
-// behind counts as free.
-func takeLease(path string, gateway netip.Prefix, want netip.Addr) (*lease, error) {
-	path = filepath.Join(path, fmt.Sprintf("%s-%d", gateway.Masked().Addr(), gateway.Bits()))
+// takeLease takes an address of a network: the one that is wanted, or the
+// first that is free. What a process that was killed left behind counts as
+// free.
+func takeLease(c Config) (*lease, error) {
+	path := filepath.Join(c.Dir, fmt.Sprintf("%s-%d", c.Gateway.Masked().Addr(), c.Gateway.Bits()))
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("make network state directory: %w", err)
 	}
@@ -35,7 +35,7 @@ func takeLease(path string, gateway netip.Prefix, want netip.Addr) (*lease, erro
 		return nil, fmt.Errorf("open network state directory: %w", err)
 	}
 	l := &lease{dir: dir}
-	if l.lock, l.ip, err = network.LockAddress(path, gateway, want); err == nil {
+	if l.lock, l.ip, err = network.LockAddress(path, c.Gateway, c.Range, c.IP); err == nil {
 		if err = l.listen(); err == nil {
 			return l, nil
 		}

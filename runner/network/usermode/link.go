@@ -38,7 +38,8 @@ type link struct {
 	ip        netip.Addr // the same
 	subnet    netip.Prefix
 	gatewayIP netip.Addr
-	gateway   [6]byte         // hardware address
+	gateway   [6]byte // hardware address
+	mtu       uint32
 	out       [etherSize]byte // header of IPv4 frames to the container
 	lease     *lease          // of the container's address among others; nil if it is alone
 	peers     syscall.RawConn // the lease's socket
@@ -58,14 +59,14 @@ func newLink(socket *os.File, c Config, l *lease) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use a packet socket: %w", err)
 	}
-	k := &link{socket: socket, conn: conn, own: c.IP.As4(), ip: c.IP, subnet: c.Gateway.Masked(), gatewayIP: c.Gateway.Addr(), lease: l}
+	k := &link{socket: socket, conn: conn, own: c.IP.As4(), ip: c.IP, subnet: c.Gateway.Masked(), gatewayIP: c.Gateway.Addr(), mtu: uint32(c.MTU), lease: l}
 	if l != nil {
 		if k.peers, err = l.socket.SyscallConn(); err != nil {
 			return nil, fmt.Errorf("use a network's socket: %w", err)
 		}
 	}
 	copy(k.gateway[:], hardwareAddr(c.Gateway.Addr()))
-	copy(k.out[:], hardwareAddr(c.IP))
+	copy(k.out[:], c.MAC)
 	copy(k.out[6:], k.gateway[:])
 	binary.BigEndian.PutUint16(k.out[12:], etherIPv4)
 	return k, nil
@@ -236,7 +237,7 @@ func (l *link) Attach(d stack.NetworkDispatcher) {
 
 // The rest of [stack.LinkEndpoint]: the headers are the link's own.
 
-func (l *link) MTU() uint32                             { return mtu }
+func (l *link) MTU() uint32                             { return l.mtu }
 func (l *link) SetMTU(uint32)                           {}
 func (l *link) MaxHeaderLength() uint16                 { return 0 }
 func (l *link) LinkAddress() tcpip.LinkAddress          { return "" }

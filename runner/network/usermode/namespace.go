@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -14,28 +15,20 @@ import (
 )
 
 const (
-	// containerInterface is the container's end of the veth pair, farInterface
-	// the one whose packets are this process's.
-	containerInterface = "eth0"
-	farInterface       = "kiln0"
-	// mtu is that of ethernet. More is not needed for speed: segmentation
-	// happens nowhere, as packets of up to 64 KiB pass as they are.
-	mtu = 1500
 	// settleTries is for how many milliseconds an interface may take to
 	// activate.
 	settleTries = 100
 )
 
-// addInterface makes the interface in the network namespace of a process and
-// returns a packet socket on its far end.
-func addInterface(pid int, c Config) (*os.File, error) {
-	ns, err := openNamespace(pid)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
+// far is the name of the other end of the container's interface, the one
+// whose packets are this process's: kiln0 for eth0.
+func far(inside string) string { return "kiln" + strings.TrimPrefix(inside, "eth") }
+
+// addInterface makes the interface in a network namespace and returns a
+// packet socket on its far end.
+func addInterface(ns *os.File, c Config) (*os.File, error) {
 	var socket *os.File
-	err = within(ns, func() (err error) {
+	err := within(ns, func() (err error) {
 		socket, err = addPair(c)
 		return err
 	})
@@ -85,21 +78,21 @@ func addPair(c Config) (*os.File, error) {
 	}
 	defer h.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = containerInterface, mtu, hardwareAddr(c.IP)
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = c.Interface, c.MTU, c.MAC
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName = farInterface
+	veth.PeerName = far(c.Interface)
 	if err := h.LinkAdd(veth); err != nil {
-		return nil, fmt.Errorf("add %s: %w", containerInterface, err)
+		return nil, fmt.Errorf("add %s: %w", c.Interface, err)
 	}
-	far, err := h.LinkByName(farInterface)
+	other, err := h.LinkByName(veth.PeerName)
 	if err != nil {
-		return nil, fmt.Errorf("find the far end of %s: %w", containerInterface, err)
+		return nil, fmt.Errorf("find the far end of %s: %w", c.Interface, err)
 	}
-	socket, err := packetSocket(far.Attrs().Index)
+	socket, err := packetSocket(other.Attrs().Index)
 	if err != nil {
-		return nil, fmt.Errorf("open the far end of %s: %w", containerInterface, err)
+		return nil, fmt.Errorf("open the far end of %s: %w", c.Interface, err)
 	}
-	if err := configure(h, c, veth, far); err != nil {
+	if err := configure(h, c, veth, other); err != nil {
 		return nil, errors.Join(err, socket.Close())
 	}
 	return socket, nil
@@ -108,28 +101,64 @@ func addPair(c Config) (*os.File, error) {
 // configure gives the container's end its address and route, and returns when
 // both ends pass packets. On the far end the namespace has no business: it
 // neither answers ARP there nor has a hardware address that is written to.
-func configure(h *netlink.Handle, c Config, near, far netlink.Link) error {
+func configure(h *netlink.Handle, c Config, near, other netlink.Link) error {
 	addr := netip.PrefixFrom(c.IP, c.Gateway.Bits())
 	for _, step := range []struct {
 		what string
 		do   func() error
 	}{
-		{"switch off ARP on its far end", func() error { return h.LinkSetARPOff(far) }},
+		{"switch off ARP on its far end", func() error { return h.LinkSetARPOff(other) }},
 		{"give it the address " + addr.String(), func() error {
 			return h.AddrAdd(near, &netlink.Addr{IPNet: ipNet(addr)})
 		}},
-		{"switch off IPv6", func() error { return errors.Join(noIPv6(near), noIPv6(far)) }},
-		{"set it up", func() error { return errors.Join(h.LinkSetUp(far), h.LinkSetUp(near)) }},
+		{"switch off IPv6", func() error { return errors.Join(noIPv6(near), noIPv6(other)) }},
+		{"set it up", func() error { return errors.Join(h.LinkSetUp(other), h.LinkSetUp(near)) }},
 		{"give it a default route", func() error {
-			return h.RouteAdd(&netlink.Route{LinkIndex: near.Attrs().Index, Gw: c.Gateway.Addr().AsSlice()})
+			if c.NoRoute || c.Internal {
+				return nil
+			}
+			return h.RouteAdd(defaultRoute(c, near))
 		}},
-		{"wait for it", func() error { return errors.Join(settle(h, far), settle(h, near)) }},
+		{"wait for it", func() error { return errors.Join(settle(h, other), settle(h, near)) }},
 	} {
 		if err := step.do(); err != nil {
-			return fmt.Errorf("set up %s: %s: %w", containerInterface, step.what, err)
+			return fmt.Errorf("set up %s: %s: %w", c.Interface, step.what, err)
 		}
 	}
 	return nil
+}
+
+func defaultRoute(c Config, link netlink.Link) *netlink.Route {
+	return &netlink.Route{LinkIndex: link.Attrs().Index, Gw: c.Gateway.Addr().AsSlice()}
+}
+
+// lead has the default route of the thread's namespace lead over an interface.
+func lead(c Config) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(c.Interface)
+	if err != nil {
+		return err
+	}
+	return h.RouteReplace(defaultRoute(c, link))
+}
+
+// delInterface takes an interface, and with it its far end, out of the
+// thread's namespace.
+func delInterface(name string) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return h.LinkDel(link)
 }
 
 // noIPv6 keeps the kernel from sending what nobody answers. The setting is

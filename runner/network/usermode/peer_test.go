@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -90,11 +91,11 @@ func TestLease(t *testing.T) {
 	b := newBox(t)
 	dir := newDir(t)
 	e := attach(t, b, Config{Dir: dir})
-	if _, err := Attach(t.Context(), newBox(t).pid, Config{Dir: dir, IP: e.IP}); err == nil || !strings.Contains(err.Error(), "is taken") {
+	if _, err := Attach(t.Context(), newBox(t).pid, Config{Dir: dir, IP: e.IP}); err == nil || !strings.Contains(err.Error(), "already in use") {
 		t.Errorf("the same address: %v", err)
 	}
 	for _, ip := range []string{"172.30.0.1", "172.30.0.0", "172.30.255.255", "10.0.0.1"} {
-		if _, err := takeLease(dir, e.config.Gateway, mustAddr(ip)); err == nil {
+		if _, err := takeLease(Config{Dir: dir, Gateway: e.config.Gateway, IP: mustAddr(ip)}); err == nil {
 			t.Errorf("%s can be had", ip)
 		}
 	}
@@ -117,6 +118,61 @@ func TestLease(t *testing.T) {
 	}
 	if files, err := os.ReadDir(folder); err != nil || len(files) != 0 {
 		t.Errorf("left behind: %v, %v", files, err)
+	}
+}
+
+// A container is in several networks, which it joins and leaves.
+func TestSeveral(t *testing.T) {
+	back, front := newDir(t), newDir(t)
+	web, first := start(t, Config{Dir: front})
+	vault := Config{Gateway: netip.MustParsePrefix("10.9.8.1/24"), Range: netip.MustParsePrefix("10.9.8.64/26"), Dir: back, Interface: "eth1", Internal: true, MTU: 1280}
+	second := attach(t, web, vault)
+	vault.Interface, vault.MAC = "", net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	db, other := start(t, vault)
+	if second.IP.String() != "10.9.8.64" || other.IP.String() != "10.9.8.65" || second.Interface != "eth1" {
+		t.Errorf("addresses %s and %s", second.IP, other.IP)
+	}
+	l := db.listen(t, "0.0.0.0:0")
+	serveOn(t, l, who)
+	there := net.JoinHostPort(other.IP.String(), strconv.Itoa(port(l.Addr())))
+	if got, err := call(web, there); got != second.IP.String() || err != nil {
+		t.Errorf("the server saw %q, %v", got, err)
+	}
+	db.do(t, func() error {
+		i, err := net.InterfaceByName("eth0")
+		if err == nil && (i.HardwareAddr.String() != "02:00:00:00:00:09" || i.MTU != 1280) {
+			t.Errorf("interface %+v", i)
+		}
+		return err
+	})
+	// There is a way out of the one network, and none of the other.
+	outside := serve(t, "0.0.0.0:0", who)
+	if got, err := call(web, machineIP+":"+outside); got != machineIP || err != nil {
+		t.Errorf("outside: got %q, %v", got, err)
+	}
+	for _, ip := range []string{machineIP, other.Gateway.String()} {
+		if got, err := call(db, ip+":"+outside); !errors.Is(err, unix.ENETUNREACH) {
+			t.Errorf("out of the internal network: got %q, %v", got, err)
+		}
+	}
+	if err := first.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := call(web, machineIP+":"+outside); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("after leaving: got %q, %v", got, err)
+	}
+	again := attach(t, web, Config{Dir: front, NoRoute: true})
+	if got, err := call(web, machineIP+":"+outside); !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("without a route: got %q, %v", got, err)
+	}
+	if err := errors.Join(second.Lead(), again.Lead()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := call(web, machineIP+":"+outside); got != machineIP || err != nil {
+		t.Errorf("with one: got %q, %v", got, err)
+	}
+	if got, err := call(web, there); got != second.IP.String() || err != nil {
+		t.Errorf("the server saw %q, %v", got, err)
 	}
 }
 

@@ -35,6 +35,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -52,12 +53,24 @@ type Config struct {
 	// Gateway is the gateway's address within its subnet.
 	Gateway netip.Prefix
 	// IP is the container's address, within the subnet. If it is not valid
-	// the first that is free is taken.
-	IP netip.Addr
+	// the first that is free is taken, of Range if that is valid.
+	IP    netip.Addr
+	Range netip.Prefix
 	// Dir is the folder of a network of several containers, of this process
 	// or others; they reach each other, and each takes an address of its own.
 	// If it is empty the container is alone.
 	Dir string
+	// Interface is the interface's name in the container; "" is eth0.
+	Interface string
+	// MAC is the hardware address; nil is one that is derived from IP.
+	MAC net.HardwareAddr
+	// MTU is the interface's; zero is that of ethernet. More is not needed
+	// for speed: packets of up to 64 KiB pass as they are.
+	MTU int
+	// NoRoute has no default route lead over the interface.
+	NoRoute bool
+	// Internal is a network without a way out, but for names.
+	Internal bool
 	// HostLoopback makes the gateway's address mean the machine's 127.0.0.1.
 	HostLoopback bool
 	// Resolver answers the queries that come to the gateway's port 53; nil
@@ -67,9 +80,13 @@ type Config struct {
 
 // Endpoint is a container's place in its network.
 type Endpoint struct {
-	IP      netip.Addr // of the container
-	Gateway netip.Addr // its default route and nameserver
+	IP        netip.Addr // of the container
+	Gateway   netip.Addr // its default route and nameserver
+	Bits      int        // of the subnet's prefix
+	Interface string     // inside
+	MAC       net.HardwareAddr
 
+	ns     *os.File // the network namespace
 	config Config
 	link   *link
 	ready  chan struct{} // closed once there is a stack
@@ -84,11 +101,11 @@ type Endpoint struct {
 	failed error // of close
 }
 
-// Attach gives the network namespace of a process an interface eth0 that is
-// up, with an address and a default route. The process must have been made
+// Attach gives the network namespace of a process an interface that is up,
+// with an address and a default route. The process must have been made
 // with a new network namespace that belongs to this process's user namespace
-// or one below it; in it there must be no eth0 yet. Its loopback interface is
-// left alone.
+// or one below it; in it there must be no such interface yet. Its loopback
+// interface is left alone.
 //
 // The endpoint works until [Endpoint.Close] is called, whatever becomes of
 // ctx; until then it keeps the namespace alive.
@@ -107,7 +124,13 @@ func attachLimited(ctx context.Context, pid int, c Config, l limits) (*Endpoint,
 	if c.Resolver == nil {
 		c.Resolver = &dns.Server{}
 	}
-	e := &Endpoint{Gateway: c.Gateway.Addr(), ready: make(chan struct{}), limits: l}
+	if c.Interface == "" {
+		c.Interface = "eth0"
+	}
+	if c.MTU == 0 {
+		c.MTU = 1500
+	}
+	e := &Endpoint{Gateway: c.Gateway.Addr(), Bits: c.Gateway.Bits(), Interface: c.Interface, ready: make(chan struct{}), limits: l}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := e.attach(pid, c); err != nil {
 		return nil, fmt.Errorf("attach process %d to the user-mode network: %w", pid, err)
@@ -119,26 +142,38 @@ func attachLimited(ctx context.Context, pid int, c Config, l limits) (*Endpoint,
 }
 
 // attach makes what the process needs.
-func (e *Endpoint) attach(pid int, c Config) error {
+func (e *Endpoint) attach(pid int, c Config) (err error) {
+	if e.ns, err = openNamespace(pid); err != nil {
+		return err
+	}
 	var place *lease
+	var socket *os.File
+	defer func() {
+		if err == nil {
+			return
+		}
+		if socket != nil {
+			err = errors.Join(err, socket.Close())
+		}
+		err = errors.Join(err, place.release(), e.ns.Close())
+	}()
 	if c.Dir != "" {
-		var err error
-		if place, err = takeLease(c.Dir, c.Gateway, c.IP); err != nil {
+		if place, err = takeLease(c); err != nil {
 			return err
 		}
 		c.IP = place.ip
 	} else if !c.IP.IsValid() {
 		c.IP = c.Gateway.Addr().Next()
 	}
-	e.IP, e.config = c.IP, c
-	socket, err := addInterface(pid, c)
-	if err != nil {
-		return errors.Join(err, place.release())
+	if c.MAC == nil {
+		c.MAC = hardwareAddr(c.IP)
 	}
-	if e.link, err = newLink(socket, c, place); err != nil {
-		return errors.Join(err, socket.Close(), place.release())
+	e.IP, e.MAC, e.config = c.IP, c.MAC, c
+	if socket, err = addInterface(e.ns, c); err != nil {
+		return err
 	}
-	return nil
+	e.link, err = newLink(socket, c, place)
+	return err
 }
 
 // run makes the stack and works until the endpoint is closed.
@@ -178,11 +213,31 @@ func (e *Endpoint) Close() error {
 	e.close.Do(func() {
 		<-e.ready
 		e.cancel()
-		e.failed = e.link.close()
+		e.failed = errors.Join(e.link.close(), e.ns.Close())
 		e.stack.Destroy()
 		e.wg.Wait()
 	})
 	return e.failed
+}
+
+// Lead makes this the network that the container's default route leads to,
+// unless it is one without a way out.
+func (e *Endpoint) Lead() error {
+	if e.config.Internal {
+		return nil
+	}
+	if err := within(e.ns, func() error { return lead(e.config) }); err != nil {
+		return fmt.Errorf("route through %s: %w", e.Gateway, err)
+	}
+	return nil
+}
+
+// Remove takes the interface out of a container that goes on, and closes.
+func (e *Endpoint) Remove() error {
+	if err := within(e.ns, func() error { return delInterface(e.Interface) }); err != nil {
+		return fmt.Errorf("detach %s from the network: %w", e.IP, err)
+	}
+	return e.Close()
 }
 
 // openNamespace opens the network namespace of a process, which must not be

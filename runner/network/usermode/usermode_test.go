@@ -560,13 +560,7 @@ func TestClose(t *testing.T) {
 			t.Errorf("Close took %v", d)
 		}
 		// The interface is there for as long as the namespace is.
-		b.do(t, func() error {
-			i, err := net.InterfaceByName(containerInterface)
-			if err != nil {
-				return err
-			}
-			return delLink(i.Index)
-		})
+		b.do(t, func() error { return delInterface("eth0") })
 	}
 	run()
 	runtime.GC() // descriptors of package os are closed late
