@@ -3,14 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 	"kiln.build/runner"
 	"kiln.build/runner/container"
 	"kiln.build/runner/network"
-	"kiln.build/runner/network/usermode"
 	"kiln.build/runner/rootless"
 )
 
@@ -44,11 +41,24 @@ func (a *app) stepNetwork() runner.Network {
 type stepNetwork struct{ root string }
 
 func (n stepNetwork) Attach(ctx context.Context, pid int) (*runner.Attachment, error) {
-	s, err := newSeat(ctx, n.root, pid)
+	s, err := n.sit(ctx, pid)
 	if err != nil {
 		return nil, fmt.Errorf("%w (the step can share this machine's network: build with --network=host --allow=network.host)", err)
 	}
-	return &runner.Attachment{Gateway: s.gateway.String(), Nameserver: s.nameserver, Detach: s.close}, nil
+	if s.user == nil {
+		return &runner.Attachment{Gateway: s.Gateway.String(), Detach: s.leave}, nil
+	}
+	return &runner.Attachment{Gateway: s.Gateway.String(), Nameserver: s.Gateway.String(), Detach: func() error {
+		s.user.Drain()
+		return s.user.Close()
+	}}, nil
+}
+
+func (n stepNetwork) sit(ctx context.Context, pid int) (*place, error) {
+	if rootless.Current() == rootless.Root {
+		return sitAtBridge(ctx, pid, nil, network.Seat{})
+	}
+	return newUserNetworks(n.root).sit(ctx, pid, nil, network.Seat{})
 }
 
 // defaultNetwork is that of containers.
@@ -58,45 +68,6 @@ func defaultNetwork() string {
 	}
 	return "host"
 }
-
-// seat is a sandbox's place in the network called bridge: that of the
-// machine, or, for a caller who may not change that, a network stack in this
-// process, which does as if.
-type seat struct {
-	ip, gateway netip.Addr
-	nameserver  string
-	publish     func(context.Context, network.Port) (*network.Proxy, error)
-	drain       func()       // waits for what the sandbox has sent
-	close       func() error // drains, and gives the place up
-}
-
-// newSeat finds a place for a process; root is the store, of which those
-// without root's rights have a network each.
-func newSeat(ctx context.Context, root string, pid int) (*seat, error) {
-	if rootless.Current() != rootless.Root {
-		e, err := usermode.Attach(ctx, pid, usermode.Config{Dir: userAddresses(root, container.BridgeID)})
-		if err != nil {
-			return nil, err
-		}
-		leave := func() error {
-			e.Drain()
-			return e.Close()
-		}
-		return &seat{e.IP, e.Gateway, e.Gateway.String(), e.Publish, e.Drain, leave}, nil
-	}
-	e, err := network.New(networkState).Attach(ctx, pid)
-	if err != nil {
-		return nil, err
-	}
-	publish := func(ctx context.Context, p network.Port) (*network.Proxy, error) {
-		return network.Publish(ctx, p, e.IP)
-	}
-	return &seat{e.IP, e.Gateway, "", publish, func() {}, e.Close}, nil
-}
-
-// userAddresses is the folder of the addresses of a network, for those without
-// root's rights.
-func userAddresses(root, id string) string { return filepath.Join(root, "networks", "addresses", id) }
 
 // parsePublish reads --publish.
 func parsePublish(words []string) ([]container.Port, error) {

@@ -7,9 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -17,35 +15,48 @@ import (
 	"kiln.build/runner/container"
 	"kiln.build/runner/network"
 	"kiln.build/runner/network/dns"
+	"kiln.build/runner/network/usermode"
 	"kiln.build/runner/rootless"
 )
 
-// attachment is a container's place in its networks, as root has them.
+// attachment is a container's place in its networks.
 type attachment struct {
 	end     *container.Endpoint
 	nets    network.Set
 	seats   []*place
 	proxies []*network.Proxy
 	stop    context.CancelFunc // ends the nameserver; nil if there is none
+	user    *userNetworks      // of a caller without root's rights; nil as root
 
 	mu     sync.Mutex // guards what the nameserver asks for
 	named  []network.Names
 	called []string // the networks that named are of
+	sealed bool     // no network leads out
 }
 
 // place is a container's place in one network.
 type place struct {
-	*network.Endpoint
-	names network.Names // Dir is empty where there are none
-	def   *network.Network
+	IP, Gateway netip.Addr
+	Bits        int
+	Interface   string
+	MAC         net.HardwareAddr
+
+	leave   func() error // takes the interface away
+	lead    func() error // has the default route lead over it
+	publish func(context.Context, network.Port) (*network.Proxy, error)
+	user    *usermode.Endpoint // nil on a bridge
+	names   network.Names      // Dir is empty where there are none
+	def     *network.Network   // nil is the one called bridge
 }
 
 // attachNetworks joins a container to networks and publishes its ports.
 func (a *app) attachNetworks(ctx context.Context, w container.Wiring) (*container.Endpoint, error) {
-	if rootless.Current() != rootless.Root {
-		return attachUser(ctx, a.root, w)
-	}
 	x := &attachment{end: &container.Endpoint{}, nets: a.networks()}
+	if rootless.Current() != rootless.Root {
+		if err := x.asUser(a.root, w); err != nil {
+			return nil, err
+		}
+	}
 	// The interfaces go with the container's namespace, and the addresses with
 	// this process: taking them away would make the user wait for it. Names
 	// are not believed of a process that has ended.
@@ -67,6 +78,11 @@ func (a *app) attachNetworks(ctx context.Context, w container.Wiring) (*containe
 
 // close gives up what there is; interfaces only if asked to.
 func (x *attachment) close(interfaces bool) {
+	for _, s := range x.seats {
+		if s.user != nil && !interfaces {
+			s.user.Drain()
+		}
+	}
 	for _, p := range x.proxies {
 		_ = p.Close() // always nil
 	}
@@ -77,8 +93,13 @@ func (x *attachment) close(interfaces bool) {
 		if s.names.Dir != "" {
 			_ = s.names.Remove(s.IP) // not believed once this process has ended
 		}
-		if interfaces {
-			_ = s.Close() // goes with the namespace
+		switch {
+		case interfaces:
+			_ = s.leave() // goes with the namespace
+		case s.user != nil:
+			// This process keeps the namespace, which it will do no more when
+			// it ends, or soon if it starts the container again.
+			go func() { _ = s.user.Close() }()
 		}
 	}
 }
@@ -89,7 +110,7 @@ func (x *attachment) publish(ctx context.Context, ports []container.Port) error 
 		return errors.New("ports cannot be published: the container is in no network")
 	}
 	for _, p := range ports {
-		proxy, err := network.Publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto}, x.seats[0].IP)
+		proxy, err := x.seats[0].publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto})
 		if err != nil {
 			return fmt.Errorf("publish %s: %w", p, err)
 		}
@@ -110,7 +131,7 @@ func (x *attachment) change(ctx context.Context, w container.Wiring) error {
 		s, err := x.sit(ctx, w, i)
 		if err != nil {
 			for _, s := range x.seats[before:] {
-				err = errors.Join(err, s.Close())
+				err = errors.Join(err, s.leave())
 			}
 			x.seats, x.end.Networks = x.seats[:before], x.end.Networks[:before]
 			return err
@@ -138,17 +159,16 @@ func joined(m container.Membership, s *place) container.Joined {
 // sit joins the container to the network that w names at i.
 func (x *attachment) sit(ctx context.Context, w container.Wiring, i int) (*place, error) {
 	m := w.Networks[i]
-	s := &place{}
-	bridge := network.New(networkState)
+	var def *network.Network
 	if m.ID != container.BridgeID {
-		def, err := x.nets.Find(m.ID)
+		var err error
+		def, err = x.nets.Find(m.ID)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("network %s not found", m.Network)
 		}
 		if err != nil {
 			return nil, err
 		}
-		s.def, s.names, bridge = def, def.Names(networkState), def.Bridge(networkState)
 	}
 	want := network.Seat{Interface: x.freeInterface(), NoRoute: slices.ContainsFunc(x.end.Networks, func(j container.Joined) bool { return j.Gateway != "" })}
 	var err error
@@ -162,8 +182,32 @@ func (x *attachment) sit(ctx context.Context, w container.Wiring, i int) (*place
 			return nil, err
 		}
 	}
-	s.Endpoint, err = bridge.AttachAs(ctx, w.PID, want)
-	return s, err
+	if x.user != nil {
+		s, err := x.user.sit(ctx, w.PID, def, want)
+		if err != nil {
+			return nil, fmt.Errorf("%w (a container can share this machine's network: --network=host)", err)
+		}
+		return s, nil
+	}
+	return sitAtBridge(ctx, w.PID, def, want)
+}
+
+// sitAtBridge joins a process to a bridge of the machine.
+func sitAtBridge(ctx context.Context, pid int, def *network.Network, want network.Seat) (*place, error) {
+	s, bridge := &place{def: def}, network.New(networkState)
+	if def != nil {
+		s.names, bridge = def.Names(networkState), def.Bridge(networkState)
+	}
+	e, err := bridge.AttachAs(ctx, pid, want)
+	if err != nil {
+		return nil, err
+	}
+	s.IP, s.Gateway, s.Bits, s.Interface, s.MAC = e.IP, e.Gateway, e.Bits, e.Interface, e.MAC
+	s.leave, s.lead = e.Close, func() error { return e.Lead(pid) }
+	s.publish = func(ctx context.Context, p network.Port) (*network.Proxy, error) {
+		return network.Publish(ctx, p, e.IP)
+	}
+	return s, nil
 }
 
 func (x *attachment) freeInterface() string {
@@ -187,7 +231,7 @@ func (x *attachment) leaveBut(w container.Wiring) error {
 				return err
 			}
 		}
-		if err := s.Close(); err != nil {
+		if err := s.leave(); err != nil {
 			return err
 		}
 		x.seats, x.end.Networks = slices.Delete(x.seats, i, i+1), slices.Delete(x.end.Networks, i, i+1)
@@ -195,7 +239,7 @@ func (x *attachment) leaveBut(w container.Wiring) error {
 	// The one that led out may be gone.
 	for i, j := range x.end.Networks {
 		if j.Gateway != "" {
-			return x.seats[i].Lead(w.PID)
+			return x.seats[i].lead()
 		}
 	}
 	return nil
@@ -220,11 +264,16 @@ func (x *attachment) name(w container.Wiring) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.named, x.called = named, called
+	x.sealed = !slices.ContainsFunc(x.end.Networks, func(j container.Joined) bool { return j.Gateway != "" })
 	return nil
 }
 
 // resolve starts the nameserver of a container that has networks with names.
 func (x *attachment) resolve(ctx context.Context, w container.Wiring) error {
+	if x.user != nil {
+		x.user.resolve(x)
+		return nil
+	}
 	if x.stop != nil || !slices.ContainsFunc(x.seats, func(s *place) bool { return s.names.Dir != "" }) {
 		return nil
 	}
@@ -232,11 +281,7 @@ func (x *attachment) resolve(ctx context.Context, w container.Wiring) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(x.end.Networks, func(j container.Joined) bool { return j.Gateway != "" }) {
-		// No way out for names either, which could carry anything.
-		server.Upstream, server.ResolvConf = nil, os.DevNull
-	}
-	server.Lookup, server.Reverse = x.lookup, x.reverse
+	server.Lookup, server.Reverse, server.Sealed = x.lookup, x.reverse, x.noWayOut
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	if err = network.Resolve(serving, w.PID, server); err != nil {
 		stop()
@@ -279,6 +324,14 @@ func (x *attachment) lookup(name string) ([]netip.Addr, bool) {
 	return all, len(all) > 0
 }
 
+// noWayOut reports whether no network leads out: then there is none for names
+// either, which could carry anything.
+func (x *attachment) noWayOut() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.sealed
+}
+
 // reverse is what an address is called, as NAME.NETWORK.
 func (x *attachment) reverse(ip netip.Addr) (string, bool) {
 	tables, called := x.tables()
@@ -292,53 +345,3 @@ func (x *attachment) reverse(ip netip.Addr) (string, bool) {
 
 // networks is the set of networks in the store.
 func (a *app) networks() network.Set { return network.Set{Dir: filepath.Join(a.root, "networks")} }
-
-// attachUser is attachNetworks for callers without root's rights.
-func attachUser(ctx context.Context, root string, w container.Wiring) (*container.Endpoint, error) {
-	for _, m := range w.Networks {
-		if m.ID != container.BridgeID {
-			return nil, fmt.Errorf("network %s: networks made by users take root's rights over this machine's network: --network=bridge or --network=host", m.Network)
-		}
-	}
-	if len(w.Networks) == 0 {
-		return &container.Endpoint{Change: sameNetworks(w), Detach: func() error { return nil }}, nil
-	}
-	s, err := newSeat(ctx, root, w.PID)
-	if err != nil {
-		return nil, fmt.Errorf("%w (a container can share this machine's network: --network=host)", err)
-	}
-	end := &container.Endpoint{Nameserver: s.nameserver, Change: sameNetworks(w)}
-	end.Networks = []container.Joined{{Membership: w.Networks[0], Interface: "eth0", IP: s.ip.String(), Gateway: s.gateway.String()}}
-	var proxies []*network.Proxy
-	end.Detach = func() error {
-		s.drain()
-		for _, p := range proxies {
-			_ = p.Close() // always nil
-		}
-		// This process keeps the namespace, which it will do no more when it
-		// ends, or soon if it starts the container again. To do it here would
-		// make the user wait.
-		go func() { _ = s.close() }()
-		return nil
-	}
-	for _, p := range w.Ports {
-		x, err := s.publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("publish %s: %w", p, err), end.Detach(), s.close())
-		}
-		proxies = append(proxies, x)
-		p.HostPort = x.HostPort
-		end.Ports = append(end.Ports, p)
-	}
-	return end, nil
-}
-
-// sameNetworks lets a container's names change, and not its networks.
-func sameNetworks(was container.Wiring) func(context.Context, container.Wiring) error {
-	return func(_ context.Context, w container.Wiring) error {
-		if !reflect.DeepEqual(w.Networks, was.Networks) {
-			return errors.New("a container that runs without root's rights keeps its networks until it is started again")
-		}
-		return nil
-	}
-}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -209,7 +211,7 @@ func (a *app) removeNetwork(ctx context.Context, name string) error {
 			return inUse(n, users)
 		}
 		if !bridged() {
-			return nil
+			return errors.Join(n.Names(a.networks().Dir).Clear(), os.RemoveAll(filepath.Join(a.networks().Dir, "addresses", n.ID)))
 		}
 		return removeBridge(ctx, n)
 	})

@@ -194,3 +194,57 @@ func listenIn(t *testing.T, pid int, address string) net.Listener {
 	t.Cleanup(func() { l.Close() })
 	return l
 }
+
+// TestNetworksWithoutRoot makes networks as another user: what
+// container_networks.txtar does as root, where it could differ.
+func TestNetworksWithoutRoot(t *testing.T) {
+	w := newUserWorld(t)
+	t.Cleanup(func() { _ = w.command(context.Background(), "rm", "-f", "db", "web", "base").Run() })
+	const fetched = "connect: connection refused" // a name is known and leads to a container
+	get := func(verb string, rest ...string) []string {
+		return append(append([]string{verb}, rest[:len(rest)-1]...), "wget", "-q", "-O", "-", "http://"+rest[len(rest)-1]+"/")
+	}
+	for _, step := range []struct {
+		args []string
+		code int
+		want string // in what is printed
+	}{
+		{[]string{"network", "create", "--subnet", "10.211.7.0/24", "--gateway", "10.211.7.254", "--ip-range", "10.211.7.64/26", "-o", "com.docker.network.driver.mtu=1400", "back"}, 0, ""},
+		{[]string{"network", "create", "front"}, 0, ""},
+		{[]string{"network", "create", "--internal", "vault"}, 0, ""},
+		{[]string{"run", "-d", "--name", "db", "--network", "back", "--network-alias", "postgres", "toolbox", "sleep", "1000"}, 0, ""},
+		{[]string{"inspect", "-f", `{{with index .NetworkSettings.Networks "back"}}{{.IPAddress}}/{{.IPPrefixLen}} {{.Gateway}}{{end}}`, "db"}, 0, "10.211.7.64/24 10.211.7.254\n"},
+		{[]string{"run", "--rm", "--network", "back", "toolbox", "cat", "/etc/resolv.conf"}, 0, "nameserver 10.211.7.254\noptions ndots:0\n"},
+		{get("run", "--rm", "--network", "back", "toolbox", "db:1"), 1, fetched},
+		{get("run", "--rm", "--network", "back", "toolbox", "POSTGRES.back:1"), 1, fetched},
+		{get("run", "--rm", "--network", "vault", "toolbox", "db:1"), 1, "server misbehaving"}, // none may be asked
+		{[]string{"run", "-d", "--name", "web", "--network", "vault", "toolbox", "sleep", "1000"}, 0, ""},
+		{[]string{"exec", "web", "cat", "/proc/net/route"}, 0, "eth0"},
+		{[]string{"network", "connect", "--alias", "www", "--ip", "10.211.7.9", "back", "web"}, 0, ""},
+		{get("exec", "web", "db:1"), 1, fetched},
+		{get("exec", "db", "www:1"), 1, "dial tcp 10.211.7.9:1: " + fetched},
+		{get("exec", "db", "10.211.7.200:1"), 1, "no route to host"},
+		{[]string{"network", "disconnect", "vault", "web"}, 0, ""},
+		{get("exec", "web", "db:1"), 1, fetched},
+		{[]string{"network", "connect", "front", "web"}, 0, ""},
+		{[]string{"network", "disconnect", "back", "web"}, 0, ""},
+		{[]string{"restart", "-t", "0", "web"}, 0, ""},
+		{[]string{"inspect", "-f", "{{range $n, $e := .NetworkSettings.Networks}}{{$n}} {{if $e.IPAddress}}up{{end}}{{end}}", "web"}, 0, "front up\n"},
+		{[]string{"rename", "db", "base"}, 0, ""},
+		{get("run", "--rm", "--network", "back", "toolbox", "base:1"), 1, fetched},
+		{[]string{"run", "--rm", "--network", "back", "--ip", "10.211.7.64", "toolbox", "true"}, 125, "address already in use: 10.211.7.64"},
+		{[]string{"network", "rm", "back"}, 1, "has active endpoints"},
+		{[]string{"rm", "-f", "web", "base"}, 0, ""},
+		{[]string{"network", "rm", "back", "front", "vault"}, 0, "back\nfront\nvault\n"},
+	} {
+		stdout, stderr, code := w.run(step.args...)
+		if code != step.code || !strings.Contains(stdout+stderr, step.want) {
+			t.Fatalf("kiln %s: exit status %d, got %q and %q; want %d and %q", strings.Join(step.args, " "), code, stdout, stderr, step.code, step.want)
+		}
+	}
+	// Nothing is left of them.
+	left, err := filepath.Glob(filepath.Join(w.root, "networks", "*", "*"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
