@@ -84,8 +84,11 @@ func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags,
 		return a.create(ctx, store, f, args, c)
 	}
 	cid, err := os.OpenFile(f.cidFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.cidFile)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("container ID file: %w", err)
+		return nil, fmt.Errorf("failed to create the container ID file: %w", err)
 	}
 	k, err := a.create(ctx, store, f, args, c)
 	if err == nil {
@@ -250,15 +253,19 @@ func placeVolumes(set container.Set, c *container.Config) error {
 		if b.Anonymous {
 			b.Volume = anonymousName()
 		}
-		var err error
 		labels := map[string]string{}
 		for _, l := range b.Labels {
 			name, value, _ := strings.Cut(l, "=")
 			labels[name] = value
 		}
-		if b.Source, err = set.CreateVolume(b.Volume, labels); err != nil {
+		if _, err := set.CreateVolume(b.Volume, labels, nil); err != nil {
 			return err
 		}
+		v, err := set.Volume(b.Volume)
+		if err != nil {
+			return err
+		}
+		b.Source = v.Source()
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -97,11 +98,18 @@ type inspectedMount struct {
 	Propagation string
 }
 
+// inspectedNetwork has, beside all networks, what docker said for long of the
+// first one.
 type inspectedNetwork struct {
-	IPAddress string
-	Gateway   string
-	Ports     map[string][]inspectedPort
-	Networks  map[string]inspectedEndpoint
+	SandboxID   string
+	SandboxKey  string
+	Ports       map[string][]inspectedPort
+	EndpointID  string
+	Gateway     string
+	IPAddress   string
+	IPPrefixLen int
+	MacAddress  string
+	Networks    map[string]inspectedEndpoint
 }
 
 type inspectedPort struct {
@@ -165,6 +173,14 @@ func inspect(k *container.Container, st container.State) *inspected {
 	}
 	if k.Config.Log.Driver != "none" {
 		x.LogPath = k.LogPath()
+	}
+	if n := &x.NetworkSettings; st.PID != 0 {
+		n.SandboxID, n.SandboxKey = k.ID, fmt.Sprintf("/proc/%d/ns/net", st.PID)
+		for _, e := range n.Networks {
+			if e.IPAddress == st.IP && st.IP != "" {
+				n.EndpointID, n.IPPrefixLen, n.MacAddress = e.EndpointID, e.IPPrefixLen, e.MacAddress
+			}
+		}
 	}
 	for _, b := range k.Binds {
 		m := inspectedMount{Type: "bind", Source: b.Source, Destination: b.Target, Mode: b.Options, RW: !b.ReadOnly, Propagation: "rprivate"}

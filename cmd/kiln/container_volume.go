@@ -25,6 +25,7 @@ func (a *app) volumeCommand() *cobra.Command {
 func (a *app) volumeCreate() *cobra.Command {
 	var f runFlags
 	var driver string
+	var options []string
 	c := &cobra.Command{
 		Use: "create [flags] [NAME]", Short: "Make a volume", Args: cobra.MaximumNArgs(1),
 		Example: "  kiln volume create --label owner=me data",
@@ -40,11 +41,18 @@ func (a *app) volumeCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			opts, err := readVolumeOptions(options)
+			if err != nil {
+				return err
+			}
 			name := anonymousName()
 			if len(args) > 0 {
 				name = args[0]
 			}
-			if _, err := set.CreateVolume(name, k.Labels); err != nil {
+			if old, err := set.Volume(name); err == nil && len(opts) > 0 && !maps.Equal(old.Options, opts) {
+				return fmt.Errorf("create %s: volume already exists but options differ", name)
+			}
+			if _, err := set.CreateVolume(name, k.Labels, opts); err != nil {
 				return err
 			}
 			return writeLines(a.stdout, name)
@@ -52,7 +60,20 @@ func (a *app) volumeCreate() *cobra.Command {
 	}
 	c.Flags().StringVarP(&driver, "driver", "d", "local", "local: there are no others")
 	c.Flags().StringArrayVar(&f.labels, "label", nil, "label, NAME=VALUE (repeatable)")
+	c.Flags().StringArrayVarP(&options, "opt", "o", nil, "type=none, o=bind and device=PATH make it another folder of this machine (repeatable)")
 	return c
+}
+
+func readVolumeOptions(list []string) (map[string]string, error) {
+	var o map[string]string
+	for _, s := range list {
+		key, value, _ := strings.Cut(s, "=")
+		if o == nil {
+			o = map[string]string{}
+		}
+		o[key] = value
+	}
+	return o, container.CheckVolumeOptions(o)
 }
 
 // anonymousName is that of a volume that nobody has named.
@@ -191,7 +212,7 @@ func (a *app) volumeInspect(name string) (any, bool, error) {
 		return nil, false, err
 	}
 	return volumeDetails{
-		CreatedAt: v.Created.Format(time.RFC3339), Driver: "local", Labels: v.Labels, Mountpoint: v.Dir, Name: v.Name, Scope: "local",
+		CreatedAt: v.Created.Format(time.RFC3339), Driver: "local", Labels: v.Labels, Mountpoint: v.Dir, Name: v.Name, Scope: "local", Options: v.Options,
 	}, true, nil
 }
 

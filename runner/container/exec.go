@@ -184,6 +184,10 @@ func (w *watch) startExec(ctx context.Context, q *execRequest, files []*os.File)
 		*[]**os.File{&cmd.Stdin, &cmd.Stdout, &cmd.Stderr}[n] = files[i]
 	}
 	p, err := sandbox.Exec(ctx, st.PID, cmd)
+	var failed *sandbox.CommandError
+	if err != nil && !errors.As(err, &failed) {
+		err = &sandbox.CommandError{Message: err.Error(), Code: 126} // such as a working directory that is not there
+	}
 	var id [32]byte
 	_, _ = rand.Read(id[:]) // never fails
 	return p, hex.EncodeToString(id[:]), err

@@ -233,11 +233,11 @@ func TestUpdate(t *testing.T) {
 
 func TestVolumes(t *testing.T) {
 	s := newSet(t)
-	dir, err := s.CreateVolume("data", map[string]string{"a": "b"})
+	dir, err := s.CreateVolume("data", map[string]string{"a": "b"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := s.CreateVolume("data", map[string]string{"c": "d"}); err != nil || again != dir {
+	if again, err := s.CreateVolume("data", map[string]string{"c": "d"}, nil); err != nil || again != dir {
 		t.Errorf("again: %s, %v", again, err)
 	}
 	v, err := s.Volume("data")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,39 @@ type Volume struct {
 	Anonymous bool
 	Created   time.Time
 	Labels    map[string]string
+	Options   map[string]string // docker's of the local driver
+}
+
+// Source is the folder that containers see: Dir, or the device of a volume
+// that is another folder of this machine.
+func (v Volume) Source() string {
+	if d := v.Options["device"]; d != "" {
+		return d
+	}
+	return v.Dir
+}
+
+// CheckVolumeOptions reports what cannot be had of options of a volume. They
+// are docker's for a folder of this machine: type=none, o=bind, device=PATH.
+func CheckVolumeOptions(o map[string]string) error {
+	if len(o) == 0 {
+		return nil
+	}
+	for key := range o {
+		if key != "type" && key != "o" && key != "device" {
+			return fmt.Errorf("invalid option: %q", key)
+		}
+	}
+	mode := strings.Split(o["o"], ",")
+	switch {
+	case o["device"] == "":
+		return errors.New(`missing required option: "device"`)
+	case o["type"] != "none" && o["type"] != "" || !slices.Contains(mode, "bind") && !slices.Contains(mode, "rbind"):
+		return fmt.Errorf("options type=%s, o=%s: must be type=none, o=bind: volumes are folders of this machine", o["type"], o["o"])
+	case !filepath.IsAbs(o["device"]):
+		return fmt.Errorf("option device=%s: must be an absolute path", o["device"])
+	}
+	return nil
 }
 
 // volumeFile is the form of volume.json.
@@ -31,6 +65,7 @@ type volumeFile struct {
 	Version int               `json:"version"`
 	Created time.Time         `json:"created"`
 	Labels  map[string]string `json:"labels,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
 }
 
 // Errors about volumes, for those who branch on them.
@@ -42,11 +77,11 @@ var (
 func (s Set) volumes() string { return filepath.Join(filepath.Dir(s.Dir), "volumes") }
 
 // VolumeDir makes the folder of a volume, if need be, and returns it.
-func (s Set) VolumeDir(name string) (string, error) { return s.CreateVolume(name, nil) }
+func (s Set) VolumeDir(name string) (string, error) { return s.CreateVolume(name, nil, nil) }
 
-// CreateVolume is VolumeDir for a volume with labels. Those of one that is
-// there already stay as they are.
-func (s Set) CreateVolume(name string, labels map[string]string) (string, error) {
+// CreateVolume is VolumeDir for a volume with labels and options. Those of one
+// that is there already stay as they are.
+func (s Set) CreateVolume(name string, labels, options map[string]string) (string, error) {
 	if !validName().MatchString(name) {
 		return "", fmt.Errorf("%q includes invalid characters for a local volume name, only %q are allowed: to name a folder of this machine, use its absolute path", name, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
 	}
@@ -58,7 +93,7 @@ func (s Set) CreateVolume(name string, labels map[string]string) (string, error)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fail(err)
 	}
-	if err := writeJSON(filepath.Join(s.volumes(), name, "volume.json"), volumeFile{version, time.Now().UTC(), labels}); err != nil {
+	if err := writeJSON(filepath.Join(s.volumes(), name, "volume.json"), volumeFile{version, time.Now().UTC(), labels, options}); err != nil {
 		return fail(err)
 	}
 	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
@@ -114,7 +149,7 @@ func (s Set) Volume(name string) (Volume, error) {
 	if err != nil {
 		return v, fmt.Errorf("volume %s: %w", name, err)
 	}
-	v.Created, v.Labels = f.Created, f.Labels
+	v.Created, v.Labels, v.Options = f.Created, f.Labels, f.Options
 	return v, nil
 }
 
@@ -185,7 +220,7 @@ func (r *run) fill(ctx context.Context, b Bind) error {
 	if !b.Copy {
 		return nil
 	}
-	l, err := waitLock(ctx, filepath.Join(filepath.Dir(b.Source), ".lock"))
+	l, err := waitLock(ctx, filepath.Join(r.c.set().volumes(), b.Volume, ".lock"))
 	if err != nil {
 		return err
 	}
