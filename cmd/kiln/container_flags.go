@@ -87,7 +87,7 @@ func (f *runFlags) registerLog(fs *pflag.FlagSet) {
 }
 
 func (f *runFlags) registerNetwork(fs *pflag.FlagSet) {
-	fs.StringArrayVar(&f.networks, "network", nil, "bridge, host, none, container:NAME, or a network: NAME or name=NAME[,alias=…,ip=…] (repeatable; default bridge)")
+	fs.StringArrayVar(&f.networks, "network", nil, "bridge, host, none, container:NAME, slirp4netns:allow_host_loopback=true, or a network: NAME or name=NAME[,alias=…,ip=…] (repeatable; default bridge)")
 	fs.StringArrayVar(&f.networks, "net", nil, "same as --network")
 	fs.StringArrayVar(&f.aliases, "network-alias", nil, "a further name for the container in its network (repeatable)")
 	fs.StringArrayVar(&f.aliases, "net-alias", nil, "same as --network-alias")

@@ -49,7 +49,7 @@ func (n stepNetwork) Attach(ctx context.Context, pid int) (*runner.Attachment, e
 		return &runner.Attachment{Gateway: s.Gateway.String(), Detach: s.leave}, nil
 	}
 	return &runner.Attachment{Gateway: s.Gateway.String(), Nameserver: s.Gateway.String(), Detach: func() error {
-		s.user.Drain()
+		s.user.Leave()
 		return s.user.Close()
 	}}, nil
 }
@@ -58,7 +58,7 @@ func (n stepNetwork) sit(ctx context.Context, pid int) (*place, error) {
 	if rootless.Current() == rootless.Root {
 		return sitAtBridge(ctx, pid, nil, network.Seat{})
 	}
-	return newUserNetworks(n.root).sit(ctx, pid, nil, network.Seat{})
+	return newUserNetworks(n.root).sit(ctx, pid, nil, userSeat{})
 }
 
 // defaultNetwork is that of containers.

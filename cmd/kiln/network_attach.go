@@ -80,7 +80,7 @@ func (a *app) attachNetworks(ctx context.Context, w container.Wiring) (*containe
 func (x *attachment) close(interfaces bool) {
 	for _, s := range x.seats {
 		if s.user != nil && !interfaces {
-			s.user.Drain()
+			s.user.Leave()
 		}
 	}
 	for _, p := range x.proxies {
@@ -183,7 +183,7 @@ func (x *attachment) sit(ctx context.Context, w container.Wiring, i int) (*place
 		}
 	}
 	if x.user != nil {
-		s, err := x.user.sit(ctx, w.PID, def, want)
+		s, err := x.user.sit(ctx, w.PID, def, userSeat{want, m.HostLoopback})
 		if err != nil {
 			return nil, fmt.Errorf("%w (a container can share this machine's network: --network=host)", err)
 		}

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 
 	"kiln.build/runner/container"
+	"kiln.build/runner/rootless"
 )
 
 // connect reads --network and what belongs to it. Networks get their IDs from
@@ -83,6 +85,9 @@ func (f *runFlags) checkNetwork(c *container.Config, m container.Membership, n i
 
 // parseNetwork reads a value of --network: a name, or fields.
 func parseNetwork(text string) (m container.Membership, err error) {
+	if options, ok := strings.CutPrefix(text, userNetwork); ok && (options == "" || options[0] == ':') {
+		return parseUserNetwork(strings.TrimPrefix(options, ":"))
+	}
 	if !strings.Contains(text, "=") {
 		if text == "" {
 			return m, errors.New("--network: no network is named")
@@ -112,9 +117,33 @@ func parseNetwork(text string) (m container.Membership, err error) {
 	return m, nil
 }
 
+// userNetwork is what podman calls a network stack without root's rights, and
+// how options of it are set there. It is the network called bridge.
+const userNetwork = "slirp4netns"
+
+func parseUserNetwork(options string) (m container.Membership, err error) {
+	if rootless.Current() == rootless.Root {
+		return m, errors.New("--network=" + userNetwork + ": is for callers without root's rights")
+	}
+	m.Network = "bridge"
+	for _, o := range strings.FieldsFunc(options, func(r rune) bool { return r == ',' }) {
+		key, value, _ := strings.Cut(o, "=")
+		if key != "allow_host_loopback" {
+			return m, fmt.Errorf("--network=%s: option %q is not known: only allow_host_loopback is", userNetwork, key)
+		}
+		if m.HostLoopback, err = strconv.ParseBool(value); err != nil {
+			return m, fmt.Errorf("--network=%s: %s=%q: must be true or false", userNetwork, key, value)
+		}
+	}
+	return m, nil
+}
+
 // joinNetworks looks up the networks of a new container.
 func (a *app) joinNetworks(set container.Set, c *container.Config) error {
 	if name := c.SharedWith(); name != "" {
+		if rootless.Current() != rootless.Root {
+			return fmt.Errorf("--network=%s: the network of another container takes root's rights: each caller without them has a user namespace of its own", c.Network)
+		}
 		other, err := set.Find(name)
 		if err != nil {
 			return err

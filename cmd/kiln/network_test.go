@@ -44,6 +44,19 @@ func TestNetworkWithoutRoot(t *testing.T) {
 		}
 	}
 
+	allow := []string{"run", "--rm", "--network", "slirp4netns:allow_host_loopback=true", "--add-host", "gateway:host-gateway", "toolbox", "wget", "-q", "-O", "-", "http://gateway:" + private + "/"}
+	if out, stderr, code := w.run(allow...); out != "private" || code != 0 {
+		t.Errorf("the machine's loopback, allowed: exit status %d, got %q and %q", code, out, stderr)
+	}
+	for network, want := range map[string]string{
+		"slirp4netns:cidr=10.0.0.0/8": "only allow_host_loopback is", "slirp4netns:allow_host_loopback=x": "must be true or false",
+		"container:none": "takes root's rights",
+	} {
+		if _, stderr, code := w.run("run", "--rm", "--network", network, "toolbox", "true"); code != 125 || !strings.Contains(stderr, want) {
+			t.Errorf("network %s: exit status %d, %q", network, code, stderr)
+		}
+	}
+
 	for network, want := range map[string]string{"bridge": "eth0", "default": "eth0", "none": "", "host": ""} {
 		out, _ := w.must("run", "--rm", "--network", network, "toolbox", "sh", "-c", "grep -o eth0: /proc/net/dev; readlink /proc/self/ns/net")
 		own, err := os.Readlink("/proc/self/ns/net")

@@ -20,6 +20,12 @@ type userNetworks struct {
 	resolver *dns.Server
 }
 
+// userSeat says how a process sits in such a network.
+type userSeat struct {
+	network.Seat
+	hostLoopback bool // see [usermode.Config]
+}
+
 func newUserNetworks(root string) *userNetworks {
 	return &userNetworks{dir: filepath.Join(root, "networks"), resolver: &dns.Server{}}
 }
@@ -36,10 +42,10 @@ func (x *attachment) asUser(root string, w container.Wiring) error {
 }
 
 // sit joins a process to a network; def is nil for the one called bridge.
-func (u *userNetworks) sit(ctx context.Context, pid int, def *network.Network, want network.Seat) (*place, error) {
+func (u *userNetworks) sit(ctx context.Context, pid int, def *network.Network, want userSeat) (*place, error) {
 	s := &place{def: def}
 	c := usermode.Config{
-		IP: want.IP, MAC: want.MAC, Interface: want.Interface, NoRoute: want.NoRoute,
+		IP: want.IP, MAC: want.MAC, Interface: want.Interface, NoRoute: want.NoRoute, HostLoopback: want.hostLoopback,
 		Resolver: u.resolver, Dir: filepath.Join(u.dir, "addresses", container.BridgeID),
 	}
 	if def != nil {

@@ -122,6 +122,10 @@ type Membership struct {
 	Aliases []string `json:"aliases,omitempty"`
 	IP      string   `json:"ip,omitempty"`  // that it is to have; empty is any
 	MAC     string   `json:"mac,omitempty"` // likewise
+
+	// HostLoopback makes the gateway's address mean the machine's 127.0.0.1,
+	// where there is a network stack of kiln's own.
+	HostLoopback bool `json:"hostLoopback,omitempty"`
 }
 
 // Joined is a membership as it came to be.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"kiln.build/runner/network"
@@ -20,6 +21,9 @@ type lease struct {
 	dir    *os.File // the network's folder
 	lock   *os.File // held for as long as the address is taken
 	socket *os.File // unix datagrams: frames as those of the packet socket
+
+	once   sync.Once
+	failed error // of release
 }
 
 // takeLease takes an address of a network: the one that is wanted, or the
@@ -67,19 +71,22 @@ func (l *lease) name(ip netip.Addr) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s.sock", l.dir.Fd(), ip)
 }
 
-// release gives the address back. It may be called for one that was not
-// taken as a whole, or is nil.
+// release gives the address back. It may be called for one that was not taken
+// as a whole, or is nil, and more than once.
 func (l *lease) release() error {
 	if l == nil {
 		return nil
 	}
-	var errs []error
-	if l.socket != nil {
-		// Under the lock: later the name may be that of the next owner's.
-		errs = append(errs, os.Remove(l.name(l.ip)), l.socket.Close())
-	}
-	if l.lock != nil {
-		errs = append(errs, network.UnlockAddress(l.lock))
-	}
-	return errors.Join(append(errs, l.dir.Close())...)
+	l.once.Do(func() {
+		var errs []error
+		if l.socket != nil {
+			// Under the lock: later the name may be that of the next owner's.
+			errs = append(errs, os.Remove(l.name(l.ip)), l.socket.Close())
+		}
+		if l.lock != nil {
+			errs = append(errs, network.UnlockAddress(l.lock))
+		}
+		l.failed = errors.Join(append(errs, l.dir.Close())...)
+	})
+	return l.failed
 }

@@ -197,10 +197,12 @@ func (e *Endpoint) Publish(ctx context.Context, port network.Port) (*network.Pro
 // drainTime bounds the wait for peers that do not read.
 const drainTime = time.Second
 
-// Drain waits until what the container has sent is in the machine's hands. It
-// is called once the processes of the container have ended, which to their
-// connections is the end; so it takes no longer than the packets do.
-func (e *Endpoint) Drain() {
+// Leave gives the container's address back and waits until what it has sent
+// is in the machine's hands. It is called once the processes of the container
+// have ended, which to their connections is the end; so it takes no longer
+// than the packets do.
+func (e *Endpoint) Leave() {
+	_ = e.link.lease.release() // Close tells
 	for end := time.Now().Add(drainTime); e.ups.Load() > 0 && time.Now().Before(end); {
 		time.Sleep(200 * time.Microsecond)
 	}

@@ -482,7 +482,7 @@ func TestPublish(t *testing.T) {
 }
 
 // What a process has sent before it ended arrives, however late it is read.
-func TestDrain(t *testing.T) {
+func TestLeave(t *testing.T) {
 	b, e := start(t, Config{})
 	got := make(chan int64, 1)
 	port := serve(t, machineIP+":0", func(c *net.TCPConn) {
@@ -500,7 +500,7 @@ func TestDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	e.Drain()
+	e.Leave()
 	if err := e.Close(); err != nil {
 		t.Error(err)
 	}
