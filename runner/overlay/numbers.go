@@ -41,10 +41,19 @@ const maxString = 255
 // ownFiles is the folder with a process's descriptors, by number.
 const ownFiles = "/proc/self/fd"
 
+// fewLayers have numbers that fit into such a value.
+const fewLayers = 50
+
 // mountByNumbers makes a mount for which all lower directories are named in
 // one short string: by the numbers of descriptors, relative to /proc/self/fd.
 // The caller's thread works in there.
 func mountByNumbers(o Options) (*os.File, error) {
+	many := len(o.Lower) > fewLayers
+	if many && !o.Mixed { // else the thread has a namespace already
+		if err := ownNamespace(); err != nil {
+			return nil, err
+		}
+	}
 	var names []string
 	for _, dir := range slices.Backward(o.Lower) {
 		f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -55,13 +64,59 @@ func mountByNumbers(o Options) (*os.File, error) {
 		names = append(names, strconv.Itoa(int(f.Fd())))
 	}
 	all := strings.Join(names, ":")
-	if len(all) > maxString {
-		return nil, fmt.Errorf("%d layers are too many for this kernel: Linux 6.5 or later takes %d", len(o.Lower), MaxLayers)
-	}
 	if err := unix.Chdir(ownFiles); err != nil {
 		return nil, err
 	}
+	if many {
+		return mountPage(o, all)
+	}
 	return configure(o, func(set setter) error { return set("lowerdir", all) })
+}
+
+// mountPage makes a mount by mount(2), which takes a page of options, and
+// returns a clone. The thread's mount namespace is its own: there the mount
+// lies over one of the lower directories.
+func mountPage(o Options, lower string) (*os.File, error) {
+	kvs, list := options(o)
+	list = append(list, "lowerdir="+lower)
+	for _, kv := range kvs {
+		list = append(list, kv[0]+"="+kv[1])
+	}
+	var flags uintptr
+	if o.Upper == "" {
+		flags = unix.MS_RDONLY
+	} else {
+		for key, dir := range map[string]string{"upperdir": o.Upper, "workdir": o.Work} {
+			// By number too: a path may have a comma.
+			f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+			if err != nil {
+				return nil, err
+			}
+			defer f.Close()
+			list = append(list, key+"="+strconv.Itoa(int(f.Fd())))
+		}
+	}
+	at := o.Lower[0]
+	if err := unix.Mount("overlay", at, "overlay", flags, strings.Join(list, ",")); err != nil {
+		return nil, os.NewSyscallError("mount", err)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	return os.NewFile(uintptr(fd), "overlay"), nil
+}
+
+// ownNamespace gives the thread a mount namespace from which nothing
+// propagates.
+func ownNamespace() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	return nil
 }
 
 // attached makes mounts in another way's, with layers that are the roots of
@@ -69,9 +124,9 @@ func mountByNumbers(o Options) (*os.File, error) {
 // gone afterwards, and keep the names that they have by their descriptors.
 func attached(way func(Options) (*os.File, error)) func(Options) (*os.File, error) {
 	return func(o Options) (*os.File, error) {
-		return aside(unix.CLONE_NEWNS, func() (*os.File, error) {
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return nil, fmt.Errorf("make mounts private: %w", err)
+		return aside(func() (*os.File, error) {
+			if err := ownNamespace(); err != nil {
+				return nil, err
 			}
 			for _, dir := range o.Lower {
 				number, ok := strings.CutPrefix(dir, ownFiles+"/")
@@ -92,12 +147,12 @@ func attached(way func(Options) (*os.File, error)) func(Options) (*os.File, erro
 }
 
 // aside does something on a thread of its own, that has a working directory
-// and whatever else flags say to itself, and ends with it.
-func aside(flags int, do func() (*os.File, error)) (f *os.File, err error) {
+// to itself and ends with it.
+func aside(do func() (*os.File, error)) (f *os.File, err error) {
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		runtime.LockOSThread() // and never unlocked
-		if err = unix.Unshare(unix.CLONE_FS | flags); err == nil {
+		if err = unix.Unshare(unix.CLONE_FS); err == nil {
 			f, err = do()
 		}
 	})

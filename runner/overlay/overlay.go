@@ -99,7 +99,7 @@ func mount(o Options) (*os.File, error) {
 	case o.Mixed && !takesDetached():
 		return attached(way)(o)
 	case !takesLayersOneByOne():
-		return aside(0, func() (*os.File, error) { return way(o) })
+		return aside(func() (*os.File, error) { return way(o) })
 	}
 	return way(o)
 }
@@ -135,15 +135,7 @@ func configure(o Options, lower func(setter) error) (*os.File, error) {
 	if err := lower(set); err != nil {
 		return nil, err
 	}
-	options := [][2]string{{"index", "off"}}
-	initial := initialUserNamespace()
-	if initial {
-		// With userxattr both are off, and naming them is an error.
-		options = append(options, [2]string{"redirect_dir", "off"}, [2]string{"metacopy", "off"})
-	}
-	if o.Mixed {
-		options = append(options, [2]string{"xino", "on"})
-	}
+	options, flags := options(o)
 	if o.Upper != "" {
 		options = append(options, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})
 	}
@@ -151,13 +143,6 @@ func configure(o Options, lower func(setter) error) (*os.File, error) {
 		if err := set(kv[0], kv[1]); err != nil {
 			return nil, err
 		}
-	}
-	flags := []string{}
-	if o.Upper != "" && !o.Durable {
-		flags = append(flags, "volatile")
-	}
-	if !initial {
-		flags = append(flags, "userxattr")
 	}
 	for _, flag := range flags {
 		if err := unix.FsconfigSetFlag(fs, flag); err != nil {
@@ -176,6 +161,26 @@ func configure(o Options, lower func(setter) error) (*os.File, error) {
 		return nil, os.NewSyscallError("fsmount", err)
 	}
 	return os.NewFile(uintptr(fd), "overlay"), nil
+}
+
+// options are those of a mount that name no directory.
+func options(o Options) (options [][2]string, flags []string) {
+	options = [][2]string{{"index", "off"}}
+	initial := initialUserNamespace()
+	if initial {
+		// With userxattr both are off, and naming them is an error.
+		options = append(options, [2]string{"redirect_dir", "off"}, [2]string{"metacopy", "off"})
+	}
+	if o.Mixed {
+		options = append(options, [2]string{"xino", "on"})
+	}
+	if o.Upper != "" && !o.Durable {
+		flags = append(flags, "volatile")
+	}
+	if !initial {
+		flags = append(flags, "userxattr")
+	}
+	return options, flags
 }
 
 // kernelLog is what the kernel has to say of a failed configuration.

@@ -157,7 +157,7 @@ func TestKernelsBefore65(t *testing.T) {
 		t.Fatal(err)
 	}
 	numbered := func(o Options) (*os.File, error) {
-		return aside(0, func() (*os.File, error) { return mountByNumbers(o) })
+		return aside(func() (*os.File, error) { return mountByNumbers(o) })
 	}
 	f, err := numbered(Options{Lower: []string{bottom, top}, Upper: upper, Work: work})
 	if err != nil {
@@ -178,12 +178,31 @@ func TestKernelsBefore65(t *testing.T) {
 	if after, err := os.Getwd(); err != nil || after != before {
 		t.Errorf("the working directory is %q, %v", after, err)
 	}
-	var many []string
-	for range 100 {
-		many = append(many, t.TempDir())
+	many := []string{bottom}
+	for i := range 99 {
+		many = append(many, layer(t, map[string]string{fmt.Sprint(i): "x"}))
 	}
-	if _, err := numbered(Options{Lower: many}); err == nil || !strings.Contains(err.Error(), "Linux 6.5") {
-		t.Errorf("100 layers: %v", err)
+	upper, work = filepath.Join(t.TempDir(), "a,b:c"), t.TempDir()
+	if err := os.Mkdir(upper, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []Options{{Lower: many}, {Lower: many, Upper: upper, Work: work}} {
+		f, err := numbered(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for _, name := range []string{"a", "0", "98"} {
+			if _, err := os.Stat(inside(f, name)); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.WriteFile(inside(f, "new"), nil, 0o600); (err == nil) != (o.Upper != "") {
+			t.Errorf("upper %q: written with %v", o.Upper, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(upper, "new")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -234,6 +234,11 @@ func (b *bundle) mounts(g groups) error {
 		defer f.Close()
 		root = f
 	}
+	// Else later mounts of the host would show in there.
+	private := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, private); err != nil {
+		return fmt.Errorf("make the root private: %w", err)
+	}
 	at := filepath.Join(b.dir, rootName)
 	if err := attach(root, at, true); err != nil {
 		return fmt.Errorf("attach the root: %w", err)

@@ -135,6 +135,10 @@ func TestMounts(t *testing.T) {
 	for part, want := range map[string]string{"file": "bound", "dir/below": "below", "away/below": "below"} {
 		s := spec(t, "cat", "/mnt")
 		s.Mounts = []Mount{{Target: "/mnt", FD: clone(), Part: part, ReadOnly: true}}
+		shared := &unix.MountAttr{Propagation: unix.MS_SHARED} // as systemd has all
+		if err := unix.MountSetattr(int(s.Mounts[0].FD.Fd()), "", unix.AT_EMPTY_PATH, shared); err != nil {
+			t.Fatal(err)
+		}
 		if got := output(t, s); got != want {
 			t.Errorf("part %s: %q", part, got)
 		}

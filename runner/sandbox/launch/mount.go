@@ -186,6 +186,11 @@ func (l *launch) parts(mounts []int) error {
 }
 
 func part(mount int, path string) (int, error) {
+	// pivot_root refuses to leave a shared mount.
+	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(mount, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
+		return -1, err
+	}
 	if err := unix.MoveMount(mount, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return -1, err
 	}
