@@ -117,6 +117,13 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	if err := a.joinNetworks(set, &c); err != nil {
 		return nil, err
 	}
+	if c.PIDOf != "" {
+		other, err := set.Find(c.PIDOf)
+		if err != nil {
+			return nil, err
+		}
+		c.PIDOf = other.ID
+	}
 	if err := a.warnHooks(c.CDI); err != nil {
 		return nil, err
 	}

@@ -119,7 +119,7 @@ func (f *runFlags) registerFiles(fs *pflag.FlagSet) {
 }
 
 func (f *runFlags) registerRights(fs *pflag.FlagSet) {
-	fs.StringVar(&f.pid, "pid", "", "host: see all processes of this machine")
+	fs.StringVar(&f.pid, "pid", "", "host or container:NAME: see all processes of this machine, or another container's")
 	fs.StringVar(&f.ipc, "ipc", "", "private or host: semaphores and queues of its own or this machine's")
 	fs.StringVar(&f.uts, "uts", "", "host: share this machine's host name")
 	fs.StringVar(&f.cgroupns, "cgroupns", "", "private or host: see its own control groups or this machine's")
@@ -208,17 +208,19 @@ func (f *runFlags) applyLog(c *container.Config) error {
 
 // applyNamespaces reads which namespaces are shared with this machine.
 func (f *runFlags) applyNamespaces(c *container.Config) error {
-	for flag, value := range map[string]string{"--pid": f.pid, "--ipc": f.ipc} {
-		if strings.HasPrefix(value, "container:") {
-			return fmt.Errorf("%s=%s: sharing the namespace of another container is not supported", flag, value)
-		}
+	if strings.HasPrefix(f.ipc, "container:") || f.ipc == "shareable" {
+		return fmt.Errorf("--ipc=%s: sharing the namespace of another container is not supported", f.ipc)
+	}
+	joined := false
+	if c.PIDOf, joined = strings.CutPrefix(f.pid, "container:"); !joined {
+		c.PIDOf = ""
 	}
 	for _, n := range []struct {
 		flag, value, what string
 		private           bool // may be said
 		to                *bool
 	}{
-		{"--pid", f.pid, "PID", false, &c.HostPID}, {"--ipc", f.ipc, "IPC", f.ipc == "private", &c.HostIPC},
+		{"--pid", f.pid, "PID", c.PIDOf != "", &c.HostPID}, {"--ipc", f.ipc, "IPC", f.ipc == "private", &c.HostIPC},
 		{"--uts", f.uts, "UTS", false, &c.HostUTS}, {"--cgroupns", f.cgroupns, "CGROUP", f.cgroupns == "private", &c.HostCgroup},
 		{"--userns", f.userns, "USER", f.userns == "host", new(bool)},
 	} {

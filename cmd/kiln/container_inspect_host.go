@@ -163,6 +163,9 @@ func inspectHost(k *container.Container) inspectedHost {
 		ShmSize: cmp.Or(k.ShmSize, 64<<20), Sysctls: k.Sysctls, CgroupParent: l.Parent, Runtime: cmp.Or(filepath.Base(k.Runtime), "."),
 		Devices: []inspectedDevice{}, DeviceCgroupRules: k.DeviceRules, Ulimits: []units.Ulimit{},
 	}
+	if k.PIDOf != "" {
+		h.PidMode = "container:" + k.PIDOf
+	}
 	if h.Runtime == "." {
 		h.Runtime = "kiln"
 	}

@@ -89,6 +89,7 @@ type Config struct {
 
 	// Namespaces that are the machine's instead of the container's own.
 	HostPID    bool   `json:"hostPID,omitempty"`
+	PIDOf      string `json:"pidOf,omitempty"` // or another container's, by its ID
 	HostIPC    bool   `json:"hostIPC,omitempty"`
 	HostUTS    bool   `json:"hostUTS,omitempty"`
 	HostCgroup bool   `json:"hostCgroup,omitempty"`

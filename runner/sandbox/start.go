@@ -72,7 +72,9 @@ func start(ctx context.Context, s *Spec, made func() (groups, error)) (*Process,
 		Cloneflags: cloneFlags(s),
 		PidFD:      new(int),
 	}
-	if !s.Detached {
+	// A child in another PID namespace sees no parent, which package syscall
+	// takes for its death; the init ties itself to it later, in any case.
+	if !s.Detached && s.PID.Join == nil {
 		attr.Pdeathsig = unix.SIGKILL
 	}
 	if s.UIDMap != nil {
