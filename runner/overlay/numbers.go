@@ -35,13 +35,11 @@ func atLeast(release string, major, minor int) bool {
 	return a > major || a == major && b >= minor
 }
 
-// maxString is the longest value that fsconfig(2) takes.
-const maxString = 255
-
 // ownFiles is the folder with a process's descriptors, by number.
 const ownFiles = "/proc/self/fd"
 
-// fewLayers have numbers that fit into such a value.
+// fewLayers have numbers that fit into 255 bytes, the longest value that
+// fsconfig(2) takes.
 const fewLayers = 50
 
 // mountByNumbers makes a mount for which all lower directories are named in
@@ -151,7 +149,14 @@ func attached(way func(Options) (*os.File, error)) func(Options) (*os.File, erro
 func aside(do func() (*os.File, error)) (f *os.File, err error) {
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		runtime.LockOSThread() // and never unlocked
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread does not end, and /proc/self is about it: hold
+			// it while another one is taken.
+			f, err = aside(do)
+			runtime.UnlockOSThread()
+			return
+		}
 		if err = unix.Unshare(unix.CLONE_FS); err == nil {
 			f, err = do()
 		}
