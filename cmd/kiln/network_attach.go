@@ -111,6 +111,9 @@ func (x *attachment) publish(ctx context.Context, ports []container.Port) error 
 	}
 	for _, p := range ports {
 		proxy, err := x.seats[0].publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto})
+		if errors.Is(err, fs.ErrPermission) && x.user != nil {
+			err = fmt.Errorf("%w (ports from 1024 on are everybody's; to allow this one: sysctl -w net.ipv4.ip_unprivileged_port_start=%d)", err, p.HostPort)
+		}
 		if err != nil {
 			return fmt.Errorf("publish %s: %w", p, err)
 		}

@@ -109,6 +109,11 @@ func TestNetworkWithoutRoot(t *testing.T) {
 		if _, stderr, code := w.run("run", "--rm", "-p", strings.TrimSpace(at)+":80", "toolbox", "true"); code != 125 || !strings.Contains(stderr, "address already in use") {
 			t.Errorf("a port that is taken: exit status %d, %q", code, stderr)
 		}
+		if low, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil && strings.TrimSpace(string(low)) == "1024" {
+			if _, stderr, code := w.run("run", "--rm", "-p", "127.0.0.78:81:81", "toolbox", "true"); code != 125 || !strings.Contains(stderr, "sysctl -w net.ipv4.ip_unprivileged_port_start=81") {
+				t.Errorf("a port that is root's: exit status %d, %q", code, stderr)
+			}
+		}
 		w.must("restart", "-t", "0", "web") // which publishes the ports anew
 	})
 }
