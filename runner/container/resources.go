@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"kiln.build/runner/cdi"
+	"kiln.build/runner/rootless"
+	"kiln.build/runner/sandbox"
 	"kiln.build/runner/sandbox/cgroup"
 )
 
@@ -134,6 +136,7 @@ func (r *Resources) zero() bool {
 // another container.
 func (r *run) resources() error {
 	c := r.c
+	r.renamed()
 	if len(c.CDI) > 0 {
 		if err := r.cdi(); err != nil {
 			return err
@@ -180,6 +183,23 @@ func (r *run) resources() error {
 	r.onClose(ns.Close)
 	r.spec.PID.Join = ns
 	return nil
+}
+
+// renamed has devices that the container sees under another name mounted where
+// no device can be made: a sandbox without root binds this machine's, which it
+// looks for under the name inside.
+func (r *run) renamed() {
+	if rootless.Current() == rootless.Root {
+		return
+	}
+	r.spec.Devices = nil
+	for i, d := range r.c.Devices {
+		if i >= len(r.c.Sources) || r.c.Sources[i] == d.Path {
+			r.spec.Devices = append(r.spec.Devices, d)
+			continue
+		}
+		r.spec.Mounts = append(r.spec.Mounts, sandbox.Mount{Target: d.Path, Source: r.c.Sources[i], NoSuid: true, NoExec: true})
+	}
 }
 
 // cdi adds the devices that files describe.
