@@ -227,6 +227,59 @@ func TestTags(t *testing.T) {
 	}
 }
 
+// TestTagAgain gives images the names that they have: nothing is written then.
+func TestTagAgain(t *testing.T) {
+	l := open(t)
+	one, two := image(t, l, "one", amd64), image(t, l, "two", amd64)
+	other := one
+	other.Annotations = map[string]string{"a": "b"}
+	file := filepath.Join(l.Dir(), v1.ImageIndexFile)
+	var before os.FileInfo
+	for i, step := range []struct {
+		ref     string
+		desc    v1.Descriptor
+		written bool
+	}{
+		{"x:1", one, true}, {"x:1", one, false}, {"", one, true}, {"", one, false}, {"x:1", one, false},
+		{"x:2", one, true}, {"x:1", one, false}, {"x:1", other, true}, {"x:1", other, false}, {"x:1", two, true},
+		{"", two, true}, {"", one, false}, {"x:1", one, true},
+	} {
+		if err := l.Tag(t.Context(), step.ref, step.desc); err != nil {
+			t.Fatal(err)
+		}
+		after, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if written := i == 0 || !os.SameFile(before, after); written != step.written {
+			t.Errorf("step %d, %q: written %v, want %v", i, step.ref, written, step.written)
+		}
+		before = after
+	}
+	// Another tool has added an entry for a name; the last is the one that counts.
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &index{}
+	if err := x.parse(b); err != nil {
+		t.Fatal(err)
+	}
+	stale := x.entries[len(x.entries)-1]
+	if err := l.Tag(t.Context(), "x:1", two); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.change(t.Context(), func(x *index) error { x.entries = append(x.entries, stale); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Tag(t.Context(), "x:1", two); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := l.Resolve("x:1"); err != nil || d.Digest != two.Digest {
+		t.Errorf("got %v, %v; want %v", d.Digest, err, two.Digest)
+	}
+}
+
 // What others put into index.json stays as it was.
 func TestForeignIndex(t *testing.T) {
 	l := open(t)

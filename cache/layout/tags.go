@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,19 +38,27 @@ func (l *Layout) Tag(ctx context.Context, ref string, desc v1.Descriptor) error 
 		return fmt.Errorf("tag %s: %w", ref, err)
 	}
 	// The names of the blobs first: a tag must not outlive them.
-	if err := syncDir(l.blobsDir()); err != nil {
+	if err := syncPath(l.blobsDir()); err != nil {
 		return fmt.Errorf("tag %s: %w", ref, err)
 	}
+	of := func(d v1.Descriptor) bool {
+		if ref == "" {
+			return d.Digest == desc.Digest && RefName(d) == ""
+		}
+		return RefName(d) == ref
+	}
 	err = l.change(ctx, func(x *index) error {
-		x.remove(func(d v1.Descriptor) bool {
-			if ref == "" {
-				return d.Digest == desc.Digest && RefName(d) == ""
-			}
-			return RefName(d) == ref
-		})
+		if x.only(raw, of) {
+			return errUnchanged
+		}
+		x.remove(of)
 		x.entries = append(x.entries, entry{raw: raw, desc: desc})
 		return nil
 	})
+	if errors.Is(err, errUnchanged) {
+		// Whoever wrote it may not have come to this.
+		err = errors.Join(syncPath(filepath.Join(l.dir, v1.ImageIndexFile)), syncPath(l.dir))
+	}
 	if err != nil {
 		return fmt.Errorf("tag %s: %w", ref, err)
 	}
@@ -137,6 +146,22 @@ func (x *index) remove(match func(v1.Descriptor) bool) (removed int) {
 	return removed
 }
 
+// only reports whether raw is the one entry that matches.
+func (x *index) only(raw []byte, match func(v1.Descriptor) bool) bool {
+	found := 0
+	for _, e := range x.entries {
+		if match(e.desc) {
+			if found++; !bytes.Equal(e.raw, raw) {
+				return false
+			}
+		}
+	}
+	return found == 1
+}
+
+// errUnchanged says that there is nothing to write.
+var errUnchanged = errors.New("the index is as it should be")
+
 func (l *Layout) readIndex() (*index, error) {
 	path := filepath.Join(l.dir, v1.ImageIndexFile)
 	b, err := os.ReadFile(path)
@@ -223,11 +248,12 @@ func replaceFile(path string, data []byte) error {
 	if err := tmp.name(path, filepath.Join(filepath.Dir(path), tempPrefix+"index")); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return syncPath(filepath.Dir(path))
 }
 
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
+// syncPath syncs a file or a directory.
+func syncPath(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
