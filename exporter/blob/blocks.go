@@ -27,7 +27,8 @@ type blocks struct {
 
 	mu    sync.Mutex
 	known map[archive.BlockKey]place
-	files map[digest.Digest]*os.File // nil: it cannot be opened
+	files map[digest.Digest]*os.File             // nil: it cannot be opened
+	sums  map[archive.BlockKey][sha256.Size]byte // of blocks that were found whole
 
 	made []tableEntry
 }
@@ -59,7 +60,12 @@ const (
 
 // blocks reads the tables. Close must be called.
 func (m *Maker) blocks(ctx context.Context) *blocks {
-	b := &blocks{maker: m, known: map[archive.BlockKey]place{}, files: map[digest.Digest]*os.File{}}
+	b := &blocks{
+		maker: m,
+		known: map[archive.BlockKey]place{},
+		files: map[digest.Digest]*os.File{},
+		sums:  map[archive.BlockKey][sha256.Size]byte{},
+	}
 	recent := m.recent(ctx)
 	for i := len(recent) - 1; i >= 0; i-- { // of equal blocks that of the newest blob
 		for _, e := range m.table(ctx, recent[i]) {
@@ -113,6 +119,9 @@ func (b *blocks) Block(buf []byte, k archive.BlockKey) ([]byte, bool) {
 	if _, err := f.ReadAt(out[start:], p.Offset); err != nil || sha256.Sum256(out[start:]) != p.Sum {
 		return buf, false
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sums[k] = p.Sum
 	return out, true
 }
 
@@ -129,7 +138,13 @@ func (b *blocks) file(d digest.Digest) *os.File {
 
 // Made implements [archive.Blocks].
 func (b *blocks) Made(k archive.BlockKey, offset int64, compressed []byte) {
-	b.made = append(b.made, tableEntry{k, offset, int64(len(compressed)), sha256.Sum256(compressed)})
+	b.mu.Lock()
+	sum, ok := b.sums[k]
+	b.mu.Unlock()
+	if !ok {
+		sum = sha256.Sum256(compressed)
+	}
+	b.made = append(b.made, tableEntry{k, offset, int64(len(compressed)), sum})
 }
 
 // Close ends reading.

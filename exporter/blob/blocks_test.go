@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,6 +77,9 @@ func TestBlocks(t *testing.T) {
 		}
 		if hits < len(again)-2 || hits == len(again) {
 			t.Errorf("%s: %d of %d blocks are in the first blob", c, hits, len(again))
+		}
+		if !slices.Equal(again, (&Maker{Store: fresh}).table(t.Context(), clean.Descriptor.Digest)) {
+			t.Errorf("%s: the table is another one where the first blob is known", c)
 		}
 		if got.Descriptor.Digest != clean.Descriptor.Digest || got.DiffID != want.DiffID {
 			t.Errorf("%s: %v where the first blob is known, %v where not", c, got, clean)
