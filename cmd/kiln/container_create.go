@@ -117,6 +117,15 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	if err := a.joinNetworks(set, &c); err != nil {
 		return nil, err
 	}
+	for i := range c.Binds {
+		if b := &c.Binds[i]; b.Image != "" {
+			mounted, err := a.imageRoot(ctx, store, b.Image, f)
+			if err != nil {
+				return nil, err
+			}
+			b.ImageID, b.Layers = mounted.id, mounted.layers
+		}
+	}
 	if c.PIDOf != "" {
 		other, err := set.Find(c.PIDOf)
 		if err != nil {
@@ -254,7 +263,7 @@ func addImageVolumes(c *container.Config, volumes map[string]struct{}) {
 func placeVolumes(set container.Set, c *container.Config) error {
 	for i := range c.Binds {
 		b := &c.Binds[i]
-		if b.Source != "" {
+		if b.Source != "" || b.Image != "" {
 			continue
 		}
 		if b.Anonymous {

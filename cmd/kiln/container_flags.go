@@ -110,7 +110,7 @@ func (f *runFlags) registerNetwork(fs *pflag.FlagSet) {
 
 func (f *runFlags) registerFiles(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.volumes, "volume", "v", nil, "folder of this machine or volume, SOURCE:TARGET[:ro] (repeatable)")
-	fs.StringArrayVar(&f.mounts, "mount", nil, "type=bind|volume|tmpfs,source=…,target=…[,readonly] (repeatable)")
+	fs.StringArrayVar(&f.mounts, "mount", nil, "type=bind|volume|tmpfs|image,source=…,target=…[,readonly] (repeatable)")
 	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "file system in memory, TARGET[:OPTIONS] (repeatable)")
 	fs.StringArrayVar(&f.volumesFrom, "volumes-from", nil, "mount what another container has mounted, CONTAINER[:ro] (repeatable)")
 	fs.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm")

@@ -187,6 +187,9 @@ func inspect(k *container.Container, st container.State) *inspected {
 		if b.Propagation != "" {
 			m.Propagation = "r" + b.Propagation
 		}
+		if b.Image != "" {
+			m.Type, m.Source, m.Propagation = "image", b.Image, ""
+		}
 		if b.Volume != "" {
 			m.Type, m.Name, m.Driver, m.Propagation = "volume", b.Volume, "local", ""
 			if m.Mode == "" && !b.Anonymous {

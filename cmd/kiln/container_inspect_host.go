@@ -124,6 +124,7 @@ type inspectedRequestedMount struct {
 	ReadOnly      bool                    `json:",omitempty"`
 	BindOptions   *inspectedBindOptions   `json:",omitempty"`
 	VolumeOptions *inspectedVolumeOptions `json:",omitempty"`
+	ImageOptions  *inspectedVolumeOptions `json:",omitempty"`
 	TmpfsOptions  *inspectedTmpfsOptions  `json:",omitempty"`
 }
 
@@ -249,6 +250,13 @@ func (h *inspectedHost) mounts(k *container.Container) {
 
 func requestedMount(b container.Bind) inspectedRequestedMount {
 	m := inspectedRequestedMount{Type: "bind", Source: b.Source, Target: b.Target, ReadOnly: b.ReadOnly}
+	if b.Image != "" {
+		m.Type, m.Source = "image", b.Image
+		if b.Subpath != "" {
+			m.ImageOptions = &inspectedVolumeOptions{Subpath: b.Subpath}
+		}
+		return m
+	}
 	if b.Volume != "" {
 		m.Type, m.Source = "volume", b.Volume
 		if b.Anonymous {

@@ -137,6 +137,7 @@ var propagations = map[string]string{
 type mountFields struct {
 	kind, source, target, size, mode string
 	propagation, recursive, subpath  string
+	imageSubpath                     string
 	readOnly, noCopy, create         bool
 	labels                           []string
 
@@ -178,8 +179,14 @@ func parseMount(c *container.Config, s string) error {
 		return nil
 	case "tmpfs":
 		return m.tmpfs(c)
+	case "image":
+		if m.source == "" {
+			return fmt.Errorf("invalid mount config for type %q: field Source must not be empty", "image")
+		}
+		c.Binds = append(c.Binds, container.Bind{Image: m.source, Target: m.target, ReadOnly: true, Subpath: m.imageSubpath, Origin: container.OfMount})
+		return nil
 	}
-	return fmt.Errorf("mount type %q is not supported: must be bind, volume or tmpfs", m.kind)
+	return fmt.Errorf("mount type %q is not supported: must be bind, volume, tmpfs or image", m.kind)
 }
 
 func (m *mountFields) set(field string) error {
@@ -194,7 +201,7 @@ func (m *mountFields) set(field string) error {
 	texts := map[string]*string{
 		"type": &m.kind, "source": &m.source, "src": &m.source, "target": &m.target, "dst": &m.target, "destination": &m.target,
 		"tmpfs-size": &m.size, "tmpfs-mode": &m.mode, "bind-propagation": &m.propagation, "bind-recursive": &m.recursive,
-		"volume-subpath": &m.subpath, "consistency": new(string),
+		"volume-subpath": &m.subpath, "image-subpath": &m.imageSubpath, "consistency": new(string),
 	}
 	m.given[key] = true
 	if to := flags[key]; to != nil {

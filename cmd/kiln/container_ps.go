@@ -133,7 +133,7 @@ func newPsRow(k *container.Container, st container.State, f *psFlags) psRow {
 	}
 	volumes := 0
 	for _, b := range k.Binds {
-		name := b.Source
+		name := cmp.Or(b.Source, b.Image)
 		if b.Volume != "" {
 			name = b.Volume
 			volumes++

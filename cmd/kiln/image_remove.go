@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -88,7 +89,7 @@ func containers(store *cache.Store) container.Set {
 	return container.Set{Dir: filepath.Join(store.Root(), "containers")}
 }
 
-// imageUsers tells which containers were made from an image.
+// imageUsers tells which containers were made from an image, or mount it.
 func imageUsers(store *cache.Store) func(digest.Digest) ([]string, error) {
 	return func(id digest.Digest) ([]string, error) {
 		all, err := containers(store).List()
@@ -97,7 +98,7 @@ func imageUsers(store *cache.Store) func(digest.Digest) ([]string, error) {
 		}
 		var users []string
 		for _, c := range all {
-			if c.ImageID == id {
+			if c.ImageID == id || slices.ContainsFunc(c.Binds, func(b container.Bind) bool { return b.ImageID == id && id != "" }) {
 				users = append(users, fmt.Sprintf("container %s (%s)", c.ID[:12], c.Name))
 			}
 		}
@@ -180,9 +181,7 @@ func roots(ctx context.Context, s *images.Store) func() ([]digest.Digest, error)
 			return nil, err
 		}
 		for _, c := range all {
-			for _, l := range c.Layers {
-				layers = append(layers, l.Digest)
-			}
+			layers = append(layers, c.Digests()...)
 		}
 		return layers, nil
 	}

@@ -176,7 +176,13 @@ type Bind struct {
 	Volume    string `json:"volume,omitempty"`
 	Anonymous bool   `json:"anonymous,omitempty"` // removed with the container, if that is asked for
 	Copy      bool   `json:"copy,omitempty"`
-	Subpath   string `json:"subpath,omitempty"` // what of the volume is seen, "" is all
+	Subpath   string `json:"subpath,omitempty"` // what of the volume or image is seen, "" is all
+
+	// Image is the name of the image whose files are seen instead, and Layers
+	// are what it is made of.
+	Image   string         `json:"image,omitempty"`
+	ImageID digest.Digest  `json:"imageID,omitempty"`
+	Layers  []solver.Layer `json:"layers,omitempty"`
 
 	// Propagation is "slave" or "shared" where mounts made later are to be
 	// seen on one side or both; "" is none. Mounts below the source come along
@@ -244,11 +250,17 @@ func (c *Container) LogPath() string { return filepath.Join(c.dir, "log") }
 // fsDir is where the container's changes are, in overlay form.
 func (c *Container) fsDir() string { return filepath.Join(c.dir, "fs") }
 
-// digests are those of the container's layers.
-func (c *Container) digests() []digest.Digest {
-	all := make([]digest.Digest, 0, len(c.Layers))
+// Digests are those of all layers that the container needs: of its image and
+// of images that are mounted in it.
+func (c *Container) Digests() []digest.Digest {
+	var all []digest.Digest
 	for _, l := range c.Layers {
 		all = append(all, l.Digest)
+	}
+	for _, b := range c.Binds {
+		for _, l := range b.Layers {
+			all = append(all, l.Digest)
+		}
 	}
 	return all
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"kiln.build/runner/overlay"
 	"kiln.build/runner/sandbox"
 )
 
@@ -44,6 +45,9 @@ func (r *run) mounts(ctx context.Context) error {
 // bind is the mount of a folder or file of this machine.
 func (r *run) bind(b Bind) (sandbox.Mount, error) {
 	m := sandbox.Mount{Target: b.Target, Source: b.Source, Recursive: !b.Alone, ReadOnly: b.ReadOnly, Propagation: b.Propagation}
+	if b.Image != "" {
+		return r.imageMount(b)
+	}
 	if _, err := os.Stat(b.Source); err != nil {
 		return m, fmt.Errorf("bind source path does not exist: %s", b.Source)
 	}
@@ -72,23 +76,62 @@ func (r *run) bind(b Bind) (sandbox.Mount, error) {
 		}
 		defer at.Close()
 	}
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
-	if !b.Alone {
-		flags |= unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(int(at.Fd()), "", flags)
+	tree, err := r.cloneTree(at, !b.Alone)
 	if err != nil {
 		return m, fmt.Errorf("clone the mount of %s: %w", b.Source, err)
 	}
-	tree := os.NewFile(uintptr(fd), b.Source)
-	r.onClose(tree.Close)
 	if b.WritableBelow {
-		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 			return m, fmt.Errorf("make the mount of %s read-only: %w", b.Source, err)
 		}
 		m.ReadOnly = false
 	}
 	m.Source, m.Recursive, m.FD = "", false, tree
+	return m, nil
+}
+
+// cloneTree clones the mount of an open file, from there on down.
+func (r *run) cloneTree(at *os.File, recursive bool) (*os.File, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(int(at.Fd()), "", flags)
+	if err != nil {
+		return nil, err
+	}
+	tree := os.NewFile(uintptr(fd), at.Name())
+	r.onClose(tree.Close)
+	return tree, nil
+}
+
+// imageMount is the mount of an image's files, which nobody can change. Its
+// layers are pinned with those of the container.
+func (r *run) imageMount(b Bind) (sandbox.Mount, error) {
+	m := sandbox.Mount{Target: b.Target, ReadOnly: true}
+	var o overlay.Options
+	for _, l := range b.Layers {
+		o.Lower = append(o.Lower, r.m.Store.LayerDir(l.Digest))
+	}
+	var err error
+	if o.Empty, err = r.m.Store.Scratch("empty"); err != nil {
+		return m, err
+	}
+	if m.FD, err = overlay.Mount(o); err != nil {
+		return m, fmt.Errorf("mount image %s: %w", b.Image, err)
+	}
+	r.onClose(m.FD.Close)
+	if b.Subpath == "" {
+		return m, nil
+	}
+	at, err := openIn(m.FD, b.Subpath, unix.O_PATH)
+	if err != nil {
+		return m, fmt.Errorf("cannot access path %s of image %s: %w", b.Subpath, b.Image, errors.Unwrap(err))
+	}
+	defer at.Close()
+	if m.FD, err = r.cloneTree(at, false); err != nil {
+		return m, fmt.Errorf("clone the mount of image %s: %w", b.Image, err)
+	}
 	return m, nil
 }
 

@@ -34,7 +34,7 @@ func (r *run) mountRoot(ctx context.Context) (*os.File, error) {
 // mount mounts the container's file system, nowhere. Only one mount at a time
 // may be able to write.
 func (c *Container) mount(ctx context.Context, store *cache.Store, write bool) (*os.File, error) {
-	if err := store.Pin(ctx, c.digests()...); err != nil {
+	if err := store.Pin(ctx, c.Digests()...); err != nil {
 		return nil, err
 	}
 	o := overlay.Options{}
