@@ -140,22 +140,33 @@ func (w *watching) follow(ctx context.Context, signals <-chan os.Signal) (left b
 	output := make(chan error, 1)
 	go func() { // ends with the connection
 		if w.k.Terminal {
-			_, err := io.Copy(w.app.stdout, w.from)
+			_, err := io.Copy(unspliced{w.app.stdout}, w.from)
 			output <- err
 			return
 		}
-		output <- container.Copy(w.app.stdout, w.app.stderr, w.from)
+		output <- container.Copy(unspliced{w.app.stdout}, unspliced{w.app.stderr}, w.from)
 	}()
 	select {
 	case <-keys:
 		fmt.Fprint(w.app.stderr, "\r\nread escape sequence\r\n")
 		return true, nil
 	case err := <-output:
-		return false, withoutPipe(err)
+		switch {
+		case errors.Is(err, unix.ECONNRESET):
+			err = nil // all output came, and what was typed was not all read
+		case errors.Is(err, unix.EPIPE):
+			// Nobody reads any more. The container goes on, as with docker.
+			return true, &exitError{1, err}
+		}
+		return false, err
 	case <-enough:
 		return true, &exitError{1, errors.New("got 3 SIGTERM/SIGINTs, forcefully exiting")}
 	}
 }
+
+// unspliced is a writer and no more. Of a file package io would make use of
+// splice(2), which not every file takes: /dev/full for one.
+type unspliced struct{ io.Writer }
 
 // typed hands typed input on, and reports whether the detach keys came.
 func (w *watching) typed() bool {
