@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"kiln.build/cache"
+	"kiln.build/runner/network/usermode"
 	"kiln.build/runner/rootless"
 )
 
@@ -117,8 +118,12 @@ func (a *app) examine(ctx context.Context) *diagnosis {
 		}
 	}
 	d.Network = defaultNetwork()
-	if d.Network == "bridge" && mode != rootless.Root {
+	if mode != rootless.Root && mode != rootless.None {
 		d.Network = "bridge, by a network stack of kiln's own"
+		if err := usermode.Probe(); err != nil {
+			d.Network = "host alone"
+			d.problem(false, "containers and steps have no network of their own: "+err.Error(), "modprobe veth af_packet; or run with --network=host, build with --network=host --allow=network.host")
+		}
 	}
 	var err error
 	if d.Git, err = exec.LookPath("git"); err != nil {

@@ -25,6 +25,9 @@ func TestNetworkWithoutRoot(t *testing.T) {
 	machine := machineAddress(t)
 	w := newUserWorld(t)
 	askOurNameserver(t, w, machine)
+	if out, _, _ := w.run("doctor"); !strings.Contains(out, "bridge, by a network stack of kiln's own") {
+		t.Errorf("kiln doctor does not tell of the network: %s", out)
+	}
 	page := httpServer(t, "0.0.0.0:0", "page")
 	private := httpServer(t, "127.0.0.1:0", "private")
 

@@ -133,8 +133,8 @@ func TestFlood(t *testing.T) {
 	defer c.Close()
 	query := []byte{0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}  // without a question
 	wait(t, "an answer of the nameserver", func() bool { // the first queries may be lost in the flood
-		c.Write(query)
 		_ = c.SetDeadline(time.Now().Add(50 * time.Millisecond))
+		c.Write(query)
 		_, err := io.ReadFull(c, make([]byte, len(query)))
 		return err == nil
 	})

@@ -90,10 +90,12 @@ func (l *link) run() {
 		}
 	}
 	for {
-		if l.conn.Read(receive) != nil || errno != nil {
+		if l.conn.Read(receive) != nil {
 			return // closed
 		}
-		l.received(frame[:n])
+		if errno == nil { // else it is of a packet that cannot be described
+			l.received(frame[:n])
+		}
 	}
 }
 

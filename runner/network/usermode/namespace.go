@@ -45,22 +45,44 @@ func addInterface(ns *os.File, c Config) (*os.File, error) {
 // which may have asked to be killed when their parent thread ends
 // (PR_SET_PDEATHSIG). Such a one is kept occupied while another is taken.
 func within(ns *os.File, f func() error) error {
+	return onThread(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// onThread calls f on a thread that ends with it.
+func onThread(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() || hasChildren() {
-			result <- within(ns, f)
+			result <- onThread(f)
 			runtime.UnlockOSThread()
 			return
 		}
-		// From here on the thread ends with the goroutine.
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("enter network namespace: %w", err)
-			return
-		}
-		result <- f()
+		result <- f() // and the thread ends, as it is locked
 	}()
 	return <-result
+}
+
+// Probe reports why this machine's containers cannot have such a network, nil
+// if they can. It makes one and lets it go.
+func Probe() error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("make a network namespace: %w", err)
+		}
+		c := Config{Gateway: netip.MustParsePrefix("10.0.0.1/24"), IP: netip.MustParseAddr("10.0.0.2"), Interface: "eth0", MTU: 1500}
+		c.MAC = hardwareAddr(c.IP)
+		socket, err := addPair(c)
+		if err != nil {
+			return err
+		}
+		return socket.Close()
+	})
 }
 
 // hasChildren reports whether a process was started by this thread. Where the
@@ -79,8 +101,10 @@ func addPair(c Config) (*os.File, error) {
 	defer h.Close()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = c.Interface, c.MTU, c.MAC
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1 // else one for each processor, which takes time
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName = far(c.Interface)
+	veth.PeerNumTxQueues, veth.PeerNumRxQueues = 1, 1
 	if err := h.LinkAdd(veth); err != nil {
 		return nil, fmt.Errorf("add %s: %w", c.Interface, err)
 	}

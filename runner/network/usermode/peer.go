@@ -60,10 +60,12 @@ func (l *link) fromPeers() {
 		}
 	}
 	for {
-		if l.peers.Read(receive) != nil || errno != nil {
+		if l.peers.Read(receive) != nil {
 			return // closed
 		}
-		l.fromPeer(frame[:n])
+		if errno == nil {
+			l.fromPeer(frame[:n])
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ const (
 	// Buffers of a TCP connection in the stack: of this size at first, and
 	// at most.
 	streamBuffer    = 256 << 10
-	streamBufferMax = 1 << 20
+	streamBufferMax = 512 << 10
 )
 
 // nic is the number of the stack's only interface.
@@ -114,19 +114,21 @@ func must(err tcpip.Error) {
 	}
 }
 
-// serveDNS answers at port 53 of the gateway.
+// serveDNS answers at port 53 of the gateway until the endpoint is closed. The
+// port is taken when it returns: no query goes elsewhere.
 func (e *Endpoint) serveDNS() {
 	at := tcpip.FullAddress{NIC: nic, Addr: address(e.Gateway), Port: 53}
 	packets, err := gonet.DialUDP(e.stack, &at, nil, ipv4.ProtocolNumber)
 	if err != nil {
-		return // closed meanwhile; the port is free in a new stack
+		panic("usermode: " + err.Error()) // the port is free in a new stack
 	}
 	streams, err := listenTCP(e.stack, at)
 	if err != nil {
-		packets.Close()
-		return
+		panic("usermode: " + err.Error())
 	}
-	_ = e.config.Resolver.Serve(e.ctx, packets, listener{streams}) // ends with the endpoint
+	e.wg.Go(func() {
+		_ = e.config.Resolver.Serve(e.ctx, packets, listener{streams}) // ends with the endpoint
+	})
 }
 
 // listenTCP is gonet.ListenTCP with a short queue: who fills it with SYNs shall

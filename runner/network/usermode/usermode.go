@@ -179,8 +179,8 @@ func (e *Endpoint) attach(pid int, c Config) (err error) {
 // run makes the stack and works until the endpoint is closed.
 func (e *Endpoint) run() {
 	e.stack = newStack(e)
+	e.serveDNS()
 	close(e.ready)
-	e.wg.Go(e.serveDNS)
 	if e.link.lease != nil {
 		e.wg.Go(e.link.fromPeers)
 	}

@@ -513,6 +513,9 @@ func TestAttachRefusals(t *testing.T) {
 	if noNetwork != "" {
 		t.Skip(noNetwork)
 	}
+	if err := Probe(); err != nil {
+		t.Errorf("Probe: %v", err)
+	}
 	if _, err := Attach(t.Context(), os.Getpid(), Config{}); err == nil || !strings.Contains(err.Error(), "of this process") {
 		t.Errorf("own namespace: %v", err)
 	}
