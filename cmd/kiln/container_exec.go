@@ -104,6 +104,9 @@ func (a *app) exec(ctx context.Context, f *execFlags, args []string) error {
 	case code != 0:
 		return &exitError{code, nil}
 	}
+	if failed := s.failed.Load(); failed != nil {
+		return *failed
+	}
 	return nil
 }
 

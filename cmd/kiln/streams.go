@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 
 	"github.com/moby/term"
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ type streams struct {
 
 	ends    [3]*os.File // given to the command, closed here once it runs
 	copies  sync.WaitGroup
+	failed  atomic.Pointer[error] // why output could not be written
 	restore func()
 }
 
@@ -45,7 +47,12 @@ func (s *streams) connect() error {
 			return err
 		}
 		s.ends[i] = wr
-		s.copies.Go(func() { _, _ = io.Copy(to, rd) })
+		s.copies.Go(func() {
+			if _, err := io.Copy(unspliced{to}, rd); err != nil {
+				s.failed.CompareAndSwap(nil, &err)
+				_, _ = io.Copy(io.Discard, rd) // lest the command waits for us
+			}
+		})
 	}
 	if s.interactive {
 		rd, wr, err := os.Pipe()

@@ -189,7 +189,7 @@ func (r *run) resources() error {
 // no device can be made: a sandbox without root binds this machine's, which it
 // looks for under the name inside.
 func (r *run) renamed() {
-	if rootless.Current() == rootless.Root {
+	if len(r.c.Devices) == 0 || rootless.Current() == rootless.Root {
 		return
 	}
 	r.spec.Devices = nil
