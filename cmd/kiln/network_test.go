@@ -147,7 +147,7 @@ func askOurNameserver(t *testing.T, w *world, machine string) {
 	}
 	packets, err := net.ListenPacket("udp4", "127.0.0.77:53")
 	if err != nil {
-		t.Fatal(err)
+		t.Skipf("this machine's port 53 is taken: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -44,12 +44,12 @@ func TestMain(m *testing.M) {
 		if code := again("machine", syscall.CLONE_NEWUSER|syscall.CLONE_NEWNET); code != noPermission {
 			os.Exit(code)
 		}
-		noNetwork = "cannot make a user and a network namespace"
+		noNetwork = "cannot make a user and a network namespace with interfaces"
 		os.Exit(m.Run())
 	case "machine":
 		if err := makeMachine(); err != nil {
 			fmt.Fprintln(os.Stderr, "make the machine:", err)
-			os.Exit(1)
+			os.Exit(noPermission)
 		}
 		os.Exit(again("caller", syscall.CLONE_NEWUSER))
 	case "caller":
