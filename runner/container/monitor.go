@@ -191,6 +191,10 @@ func (w *watch) ended(code int, err error, again bool) error {
 		w.proc = nil
 		st.Status, st.PID, st.IP, st.Gateway, st.Networks, st.Ports = Exited, 0, "", "", nil, nil
 		st.ExitCode, st.Finished, st.Stopped = code, time.Now().UTC(), w.held
+		if st.Health != nil { // as docker has it: nobody looks any more
+			h := *st.Health
+			h.Status, st.Health = Unhealthy, &h
+		}
 		if err != nil {
 			st.Error, st.ExitCode = err.Error(), 125
 			var start *StartError
