@@ -126,12 +126,15 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 			b.ImageID, b.Layers = mounted.id, mounted.layers
 		}
 	}
-	if c.PIDOf != "" {
-		other, err := set.Find(c.PIDOf)
+	for _, name := range []*string{&c.PIDOf, &c.IPCOf} {
+		if *name == "" {
+			continue
+		}
+		other, err := set.Find(*name)
 		if err != nil {
 			return nil, err
 		}
-		c.PIDOf = other.ID
+		*name = other.ID
 	}
 	if err := a.warnHooks(c.CDI); err != nil {
 		return nil, err

@@ -120,7 +120,7 @@ func (f *runFlags) registerFiles(fs *pflag.FlagSet) {
 
 func (f *runFlags) registerRights(fs *pflag.FlagSet) {
 	fs.StringVar(&f.pid, "pid", "", "host or container:NAME: see all processes of this machine, or another container's")
-	fs.StringVar(&f.ipc, "ipc", "", "private or host: semaphores and queues of its own or this machine's")
+	fs.StringVar(&f.ipc, "ipc", "", "private, shareable, container:NAME or host: semaphores, queues and shared memory of its own, another container's, or this machine's")
 	fs.StringVar(&f.uts, "uts", "", "host: share this machine's host name")
 	fs.StringVar(&f.cgroupns, "cgroupns", "", "private or host: see its own control groups or this machine's")
 	fs.StringSliceVar(&f.capAdd, "cap-add", nil, "add a capability, or ALL (repeatable)")
@@ -208,19 +208,20 @@ func (f *runFlags) applyLog(c *container.Config) error {
 
 // applyNamespaces reads which namespaces are shared with this machine.
 func (f *runFlags) applyNamespaces(c *container.Config) error {
-	if strings.HasPrefix(f.ipc, "container:") || f.ipc == "shareable" {
-		return fmt.Errorf("--ipc=%s: sharing the namespace of another container is not supported", f.ipc)
+	c.PIDOf, c.IPCOf = "", ""
+	if name, ok := strings.CutPrefix(f.pid, "container:"); ok {
+		c.PIDOf = name
 	}
-	joined := false
-	if c.PIDOf, joined = strings.CutPrefix(f.pid, "container:"); !joined {
-		c.PIDOf = ""
+	if name, ok := strings.CutPrefix(f.ipc, "container:"); ok {
+		c.IPCOf = name
 	}
+	c.SharesIPC = f.ipc == "shareable"
 	for _, n := range []struct {
 		flag, value, what string
 		private           bool // may be said
 		to                *bool
 	}{
-		{"--pid", f.pid, "PID", c.PIDOf != "", &c.HostPID}, {"--ipc", f.ipc, "IPC", f.ipc == "private", &c.HostIPC},
+		{"--pid", f.pid, "PID", c.PIDOf != "", &c.HostPID}, {"--ipc", f.ipc, "IPC", f.ipc == "private" || c.SharesIPC || c.IPCOf != "", &c.HostIPC},
 		{"--uts", f.uts, "UTS", false, &c.HostUTS}, {"--cgroupns", f.cgroupns, "CGROUP", f.cgroupns == "private", &c.HostCgroup},
 		{"--userns", f.userns, "USER", f.userns == "host", new(bool)},
 	} {

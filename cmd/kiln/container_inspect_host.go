@@ -167,6 +167,12 @@ func inspectHost(k *container.Container) inspectedHost {
 	if k.PIDOf != "" {
 		h.PidMode = "container:" + k.PIDOf
 	}
+	switch {
+	case k.IPCOf != "":
+		h.IpcMode = "container:" + k.IPCOf
+	case k.SharesIPC:
+		h.IpcMode = "shareable"
+	}
 	if h.Runtime == "." {
 		h.Runtime = "kiln"
 	}

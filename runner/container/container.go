@@ -90,6 +90,8 @@ type Config struct {
 	// Namespaces that are the machine's instead of the container's own.
 	HostPID    bool   `json:"hostPID,omitempty"`
 	PIDOf      string `json:"pidOf,omitempty"` // or another container's, by its ID
+	IPCOf      string `json:"ipcOf,omitempty"`
+	SharesIPC  bool   `json:"sharesIPC,omitempty"` // with containers that name it so
 	HostIPC    bool   `json:"hostIPC,omitempty"`
 	HostUTS    bool   `json:"hostUTS,omitempty"`
 	HostCgroup bool   `json:"hostCgroup,omitempty"`

@@ -132,8 +132,8 @@ func (r *Resources) zero() bool {
 }
 
 // resources adds to the sandbox what few containers have: devices of CDI,
-// rules for devices, limits beyond [sandbox.Limits], and the processes of
-// another container.
+// rules for devices, limits beyond [sandbox.Limits], and namespaces of another
+// container.
 func (r *run) resources() error {
 	c := r.c
 	r.renamed()
@@ -162,27 +162,7 @@ func (r *run) resources() error {
 			return err
 		}
 	}
-	if c.PIDOf == "" {
-		return nil
-	}
-	other, err := c.set().Open(c.PIDOf)
-	if err != nil {
-		return err
-	}
-	st, err := other.State()
-	if err != nil {
-		return err
-	}
-	if st.Status != Running && st.Status != Paused {
-		return fmt.Errorf("cannot join PID namespace of a non running container: container %s is %s", other.Name, st.Status)
-	}
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", st.PID))
-	if err != nil {
-		return fmt.Errorf("join the PID namespace of container %s: %w", other.Name, err)
-	}
-	r.onClose(ns.Close)
-	r.spec.PID.Join = ns
-	return nil
+	return r.join()
 }
 
 // renamed has devices that the container sees under another name mounted where

@@ -122,7 +122,7 @@ func ownNamespace() error {
 // gone afterwards, and keep the names that they have by their descriptors.
 func attached(way func(Options) (*os.File, error)) func(Options) (*os.File, error) {
 	return func(o Options) (*os.File, error) {
-		return aside(func() (*os.File, error) {
+		return Aside(func() (*os.File, error) {
 			if err := ownNamespace(); err != nil {
 				return nil, err
 			}
@@ -144,16 +144,16 @@ func attached(way func(Options) (*os.File, error)) func(Options) (*os.File, erro
 	}
 }
 
-// aside does something on a thread of its own, that has a working directory
+// Aside does something on a thread of its own, that has a working directory
 // to itself and ends with it.
-func aside(do func() (*os.File, error)) (f *os.File, err error) {
+func Aside(do func() (*os.File, error)) (f *os.File, err error) {
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			// The first thread does not end, and /proc/self is about it: hold
 			// it while another one is taken.
-			f, err = aside(do)
+			f, err = Aside(do)
 			runtime.UnlockOSThread()
 			return
 		}

@@ -99,7 +99,7 @@ func mount(o Options) (*os.File, error) {
 	case o.Mixed && !takesDetached():
 		return attached(way)(o)
 	case !takesLayersOneByOne():
-		return aside(func() (*os.File, error) { return way(o) })
+		return Aside(func() (*os.File, error) { return way(o) })
 	}
 	return way(o)
 }

@@ -157,7 +157,7 @@ func TestKernelsBefore65(t *testing.T) {
 		t.Fatal(err)
 	}
 	numbered := func(o Options) (*os.File, error) {
-		return aside(func() (*os.File, error) { return mountByNumbers(o) })
+		return Aside(func() (*os.File, error) { return mountByNumbers(o) })
 	}
 	f, err := numbered(Options{Lower: []string{bottom, top}, Upper: upper, Work: work})
 	if err != nil {
