@@ -19,7 +19,9 @@ const echoWait = 10 * time.Second
 const (
 	echoReply       = 0
 	destUnreachable = 3
-	portUnreachable = 3 // a code of it
+	// Codes of it.
+	protocolUnreachable = 2
+	portUnreachable     = 3
 )
 
 // handleICMP takes ICMP messages to other addresses than the gateway's: echo
@@ -120,16 +122,24 @@ func quotedUDP(from, to netip.AddrPort) []byte {
 // something to tell.
 func (e *Endpoint) fail(quote []byte, err error) {
 	if code, ok := unreachable(err); ok {
-		e.unreachable(quote, code)
+		e.link.unreachable(quote, code)
 	}
 }
 
 // unreachable sends the container an ICMP "destination unreachable", from the
 // gateway as the nearest router.
-func (e *Endpoint) unreachable(quote []byte, code byte) {
+func (l *link) unreachable(quote []byte, code byte) {
 	m := make([]byte, header.ICMPv4MinimumSize, header.ICMPv4MinimumSize+len(quote))
 	m[0], m[1] = destUnreachable, code
-	e.link.writeIP(icmpPacket(e.Gateway, e.IP, append(m, quote...)))
+	l.writeIP(icmpPacket(l.gatewayIP, l.ip, append(m, quote...)))
+}
+
+// unknown answers a packet of a protocol that the stack has not.
+func (l *link) unknown(packet []byte) {
+	ip := header.IPv4(packet)
+	if ip.IsValid(len(packet)) && ip.FragmentOffset() == 0 && routed(netip.AddrFrom4(ip.DestinationAddress().As4())) {
+		l.unreachable(quoted(ip, ip.Payload()), protocolUnreachable)
+	}
 }
 
 // icmpPacket makes a packet of an ICMP message, whose checksum it sets.

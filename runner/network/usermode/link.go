@@ -122,6 +122,12 @@ func (l *link) received(frame []byte) {
 	if l.toPeer(frame) {
 		return
 	}
+	switch packet[9] {
+	case unix.IPPROTO_ICMP, unix.IPPROTO_TCP, unix.IPPROTO_UDP:
+	default:
+		l.unknown(packet)
+		return
+	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(packet)})
 	l.stack.DeliverNetworkPacket(header.IPv4ProtocolNumber, pkt)
 	pkt.DecRef()

@@ -101,7 +101,7 @@ func (e *Endpoint) connect(r *tcp.ForwarderRequest) {
 	if err != nil {
 		var n net.Error
 		if code, ok := unreachable(err); ok {
-			e.unreachable(e.syns.quote(id), code)
+			e.link.unreachable(e.syns.quote(id), code)
 			r.Complete(false)
 		} else {
 			r.Complete(!errors.As(err, &n) || !n.Timeout()) // a reset, or silence

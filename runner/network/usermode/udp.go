@@ -87,7 +87,7 @@ func (f *flow) open(r *udp.ForwarderRequest) error {
 func (f *flow) fail(err error) {
 	quote := quotedUDP(f.from, f.to)
 	if errors.Is(err, unix.ECONNREFUSED) {
-		f.e.unreachable(quote, portUnreachable)
+		f.e.link.unreachable(quote, portUnreachable)
 		return
 	}
 	f.e.fail(quote, err)

@@ -27,6 +27,9 @@
 // the machine's nameservers; these may be where a container could not reach
 // them. There is no IPv6.
 //
+// Containers of one network ([Config.Dir]) reach each other: their processes
+// exchange frames by unix sockets that have the addresses as names.
+//
 // What a container has under way is bounded (see the constants); beyond that
 // it gets refusals.
 package usermode
@@ -188,8 +191,8 @@ func (e *Endpoint) run() {
 }
 
 // Publish listens on a port of the machine and hands what arrives to the
-// container, which sees the gateway as the peer. The proxy works until it or
-// the endpoint is closed, or ctx is done.
+// container, which sees the gateway as the peer. The proxy works until it is
+// closed or ctx is done; clients get resets once the endpoint is closed.
 func (e *Endpoint) Publish(ctx context.Context, port network.Port) (*network.Proxy, error) {
 	return network.PublishTo(ctx, port, target{e})
 }

@@ -382,6 +382,34 @@ func ping(b *box, ip string) error {
 	})
 }
 
+// Of other protocols than these the container is told that nobody has them.
+func TestOtherProtocol(t *testing.T) {
+	b, _ := start(t, Config{})
+	b.do(t, func() error {
+		const unused = 253 // RFC 3692: for experiments
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unused)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		tv := unix.NsecToTimeval(int64(patience))
+		if err := errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
+			unix.Connect(fd, &unix.SockaddrInet4{Addr: mustAddr(machineIP).As4()}),
+		); err != nil {
+			return err
+		}
+		if _, err := unix.Write(fd, []byte("8 bytes.")); err != nil {
+			return err
+		}
+		if _, err := unix.Read(fd, make([]byte, 1)); !errors.Is(err, unix.ENOPROTOOPT) {
+			t.Errorf("got %v, want %v", err, unix.ENOPROTOOPT)
+		}
+		return nil
+	})
+}
+
 func TestPublish(t *testing.T) {
 	b, e := start(t, Config{})
 	publish := func(s string) *network.Proxy {
