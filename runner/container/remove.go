@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+	"kiln.build/runner/sandbox/cgroup"
 )
 
 // RemoveOptions say how a container is removed.
@@ -42,6 +43,12 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 // remove deletes the folder, whose name goes first, so that a half-deleted
 // one is never seen. The caller holds the lock.
 func (c *Container) remove(volumes bool) error {
+	if c.HostPID || c.PIDOf != "" {
+		// Processes that did not end with a monitor that was killed.
+		if sys, err := cgroup.Detect(); err == nil {
+			sys.Sweep(c.Limits.Parent)
+		}
+	}
 	gone := filepath.Join(filepath.Dir(c.dir), ".old-"+c.ID)
 	if err := os.Rename(c.dir, gone); err != nil {
 		return err

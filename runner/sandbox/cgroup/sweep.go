@@ -73,6 +73,31 @@ func orphan(name string) bool {
 	return !ok || t != start
 }
 
+// Sweep kills and removes what processes that are gone have left below a
+// parent, the empty one for the usual. Without a PID namespace of its own a
+// sandbox may outlive whoever made it so.
+func (s *System) Sweep(parent string) {
+	for _, h := range s.V1 {
+		if base, err := h.base(parent); err == nil {
+			sweep(base)
+		}
+	}
+	if s.V2 == nil {
+		return
+	}
+	if base, err := s.V2.base(parent); err == nil && parent != "" {
+		sweep(base)
+		return
+	}
+	// See base2.
+	for dir := s.V2.Own; len(dir) > 1; dir = filepath.Dir(dir) {
+		sweep(filepath.Join(dir, "kiln"))
+		if dir == s.V2.Mount {
+			return
+		}
+	}
+}
+
 // sweep kills and removes what dead processes have left below base, once.
 // What it cannot remove stays for the next process.
 func sweep(base string) {
