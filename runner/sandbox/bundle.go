@@ -81,6 +81,11 @@ func (b *bundle) config(g groups) error {
 			l.CgroupsPath = path.Join(cmp.Or(s.Limits.Parent, "kiln"), path.Base(dir))
 		}
 	}
+	if at := g.Path2(); at != "" {
+		// The same one, of which the namespace then is. Elsewhere a user's
+		// runtime may make none.
+		l.CgroupsPath = at
+	}
 	return nil
 }
 

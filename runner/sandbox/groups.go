@@ -35,11 +35,20 @@ func newGroups(s *Spec) (groups, error) {
 	if name == "." || name == ".." || strings.Contains(name, "/") {
 		return groups{}, fmt.Errorf("control group name %q", name)
 	}
+	// In version 2, crun joins only groups that have controllers.
+	controllers := s.Accounting || s.Runtime != "" && sys.Mode() == "v2"
 	g, err := sys.Create(cgroup.Options{
-		Name: name, Limits: s.Limits, Accounting: s.Accounting, Devices: allowed(s), Settings: s.Settings,
+		Name: name, Limits: s.Limits, Accounting: controllers, Devices: allowed(s), Settings: s.Settings,
 	})
+	if err != nil && inUserNamespace() && sys.Mode() == "v2" {
+		err = fmt.Errorf("%w (%s)", err, delegate)
+	}
 	return groups{g}, err
 }
+
+// delegate is what a user can do about limits that are refused.
+const delegate = "limits need a delegated group: systemd-run --user --scope -p Delegate=yes kiln …; " +
+	"for --cpuset-cpus and block devices also Delegate=cpu cpuset io memory pids in the unit user@.service"
 
 // allowed returns the devices that may be used, nil for all.
 func allowed(s *Spec) []cgroup.Device {

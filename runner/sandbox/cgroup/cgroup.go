@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Limits bound what a group may use; zero values do not bound.
@@ -188,45 +190,59 @@ func (h Hierarchy) base(parent string) (string, error) {
 
 // base2 is base for version 2, where a group with processes can have no
 // children with controllers: the parent is the nearest group, ours or one
-// above it, that hands all of want on.
+// above it, that hands all of want on or that can be made to.
 func (h Hierarchy) base2(parent string, want []string) (string, error) {
 	if parent != "" {
 		return h.base(parent)
 	}
 	for dir := h.Own; ; dir = filepath.Dir(dir) {
-		if handsOn(dir, want) || len(want) > 0 && dir == h.Mount && enable(dir, want) == nil {
+		err := enable(dir, want)
+		if err == nil {
 			return filepath.Join(dir, "kiln"), nil
 		}
 		if dir == h.Mount || len(dir) <= 1 {
-			return "", fmt.Errorf("no group from %s up hands on the controllers %s", h.Own, strings.Join(want, ", "))
+			return "", fmt.Errorf("no group from %s up hands on the controllers %s: %w", h.Own, strings.Join(want, ", "), err)
 		}
 	}
 }
 
-// handsOn says whether the children of dir have the controllers.
-func handsOn(dir string, want []string) bool {
-	if len(want) == 0 {
-		return true
-	}
-	b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
-	if err != nil {
-		return false
-	}
-	have := strings.Fields(string(b))
-	for _, c := range want {
-		if !slices.Contains(have, c) {
-			return false
-		}
-	}
-	return true
+// controllers reads a file that lists some.
+func controllers(dir, file string) ([]string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	return strings.Fields(string(b)), err
 }
 
-// enable gives the controllers to the children of dir.
+// enable gives the controllers to the children of dir, where they lack them.
 func enable(dir string, want []string) error {
-	if handsOn(dir, want) {
+	if len(want) == 0 {
 		return nil
 	}
-	return write(dir, "cgroup.subtree_control", "+"+strings.Join(want, " +"))
+	on, err := controllers(dir, "cgroup.subtree_control")
+	if err != nil {
+		return err
+	}
+	has, err := controllers(dir, "cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	var add []string
+	for _, c := range want {
+		if slices.Contains(on, c) {
+			continue
+		}
+		if !slices.Contains(has, c) {
+			return fmt.Errorf("%s has no %s controller itself", dir, c)
+		}
+		add = append(add, "+"+c)
+	}
+	if len(add) == 0 {
+		return nil
+	}
+	err = write(dir, "cgroup.subtree_control", strings.Join(add, " "))
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s has processes of its own: %w", dir, err)
+	}
+	return err
 }
 
 func write(dir, file, text string) error {

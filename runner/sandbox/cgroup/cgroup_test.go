@@ -64,9 +64,13 @@ func TestBase2(t *testing.T) {
 	if err := os.MkdirAll(own, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for dir, controllers := range map[string]string{mount: "cpu memory pids", mount + "/user": "memory pids", own: ""} {
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(controllers+"\n"), 0o644); err != nil {
-			t.Fatal(err)
+	for _, d := range []struct{ dir, has, on string }{
+		{mount, "cpu memory pids io", "cpu memory pids"}, {mount + "/user", "cpu memory pids", "memory pids"}, {own, "", ""},
+	} {
+		for file, list := range map[string]string{"cgroup.controllers": d.has, "cgroup.subtree_control": d.on} {
+			if err := os.WriteFile(filepath.Join(d.dir, file), []byte(list+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	h := Hierarchy{Mount: mount, Own: own}
@@ -75,12 +79,21 @@ func TestBase2(t *testing.T) {
 		want   []string
 		base   string
 	}{
-		{"", nil, own + "/kiln"}, {"", []string{"memory"}, mount + "/user/kiln"}, {"", []string{"cpu"}, mount + "/kiln"},
+		{"", nil, own + "/kiln"}, {"", []string{"memory"}, mount + "/user/kiln"}, {"", []string{"io", "pids"}, mount + "/kiln"},
+		{"", []string{"cpu", "memory"}, mount + "/user/kiln"},
 		{"/other", []string{"cpu"}, mount + "/other"}, {"sub", nil, own + "/sub"},
 	} {
 		if got, err := h.base2(c.parent, c.want); err != nil || got != c.base {
 			t.Errorf("%q %v: %s, %v; want %s", c.parent, c.want, got, err, c.base)
 		}
+	}
+	for dir, want := range map[string]string{mount: "+io", mount + "/user": "+cpu"} { // what the kernel would have been told
+		if got := text(filepath.Join(dir, "cgroup.subtree_control")); !strings.HasPrefix(got, want) {
+			t.Errorf("%s was told %q", dir, got)
+		}
+	}
+	if _, err := h.base2("", []string{"cpuset"}); err == nil || !strings.Contains(err.Error(), mount+" has no cpuset controller itself") {
+		t.Errorf("cpuset: %v", err)
 	}
 	if _, err := h.base("/a/../../b"); err == nil {
 		t.Error("a parent with .. was accepted")
@@ -276,6 +289,11 @@ func TestRefusedLimits(t *testing.T) {
 	_, err := s.Create(Options{Name: "x", Limits: Limits{Memory: 1}})
 	if err == nil || !strings.Contains(err.Error(), "no memory controller") {
 		t.Errorf("error %v", err)
+	}
+	// Nor are values of version 2 dropped where its groups cannot be made.
+	none := &System{V1: map[string]Hierarchy{}, V2: &Hierarchy{Mount: "/missing", Own: "/missing/own"}}
+	if _, err := none.Create(Options{Name: "x", Settings: []Setting{{File: "io.weight", Value: "100"}}}); err == nil || !strings.Contains(err.Error(), "controllers io") {
+		t.Errorf("io.weight: %v", err)
 	}
 	if g, err := s.Create(Options{Name: "x"}); err != nil || len(g.dirs()) != 0 {
 		t.Errorf("group %+v, error %v", g, err)

@@ -32,6 +32,7 @@ type Group struct {
 	V1 map[string]string // directories by controller
 
 	controllers map[string][]string // of V1, that share the directory's mount
+	mount2      string              // where the hierarchy of V2 is mounted
 	limited2    []string            // controllers that V2 has
 	filtered    bool                // V2 has a device filter
 	pids        int64               // the limit that Tighten sets; zero if that is set already
@@ -50,7 +51,7 @@ func (s *System) Create(o Options) (*Group, error) {
 	if p := &o.Limits.Pids; *p > 0 && *p < startPids {
 		g.pids, *p = *p, startPids
 	}
-	required := len(want) > 0 || o.Limits.Parent != ""
+	required := len(want) > 0 || len(o.Settings) > 0 || o.Limits.Parent != ""
 	if err := s.create(g, o, want); err != nil {
 		g.Remove()
 		if !required && refused(err) {
@@ -74,7 +75,12 @@ func (g *Group) set(settings []Setting) error {
 		if dir == "" || strings.Contains(x.File, "/") {
 			return fmt.Errorf("set %s: this machine has no such controller in control groups of that version", x.File)
 		}
-		if err := writeAll(dir, []file{{name: x.File, value: x.Value}}); err != nil {
+		err := writeAll(dir, []file{{name: x.File, value: x.Value}})
+		if errors.Is(err, fs.ErrNotExist) && x.Controller == "" {
+			name, _, _ := strings.Cut(x.File, ".")
+			return fmt.Errorf("set %s: the %s controller is not handed on to kiln's groups, or this kernel's has no such file", x.File, name)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -101,8 +107,17 @@ func (s *System) create(g *Group, o Options, want []string) error {
 		}
 		v2 = append(v2, c)
 	}
+	for _, x := range o.Settings {
+		c, _, _ := strings.Cut(x.File, ".")
+		if x.Controller == "" && c != "cgroup" && s.V2 != nil && !slices.Contains(v2, c) {
+			v2 = append(v2, c)
+		}
+	}
 	if o.Accounting && len(s.V1) == 0 && s.V2 != nil {
-		v2 = s.V2.available(v2)
+		// In a container nobody may hand on what its group has.
+		if all := s.V2.available(v2); s.V2.hasBase(o.Limits.Parent, all) {
+			v2 = all
+		}
 	}
 	if s.V2 != nil {
 		if err := s.create2(g, o, v2); err != nil {
@@ -127,6 +142,11 @@ func (s *System) create(g *Group, o Options, want []string) error {
 		}
 	}
 	return nil
+}
+
+func (h Hierarchy) hasBase(parent string, want []string) bool {
+	_, err := h.base2(parent, want)
+	return err == nil
 }
 
 // available adds the controllers that the machine has to want.
@@ -161,7 +181,7 @@ func (s *System) create2(g *Group, o Options, want []string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	g.V2, g.limited2 = dir, want
+	g.V2, g.limited2, g.mount2 = dir, want, s.V2.Mount
 	if o.Devices != nil {
 		if err := g.filterDevices(o.Devices); err != nil && !refused(err) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
 			return fmt.Errorf("filter devices: %w", err)
@@ -224,6 +244,15 @@ func inherit(dir, file string) error {
 		return err
 	}
 	return write(dir, file, strings.TrimSpace(string(b)))
+}
+
+// Path2 returns the group's name in the hierarchy of version 2, if it is in
+// that alone and has controllers.
+func (g *Group) Path2() string {
+	if len(g.V1) > 0 || len(g.limited2) == 0 {
+		return ""
+	}
+	return strings.TrimPrefix(g.V2, g.mount2)
 }
 
 // Filters says whether the group decides which devices may be opened.
