@@ -20,7 +20,7 @@ MODULES   := . examples/toolbox
 TESTFLAGS ?=
 FUZZTIME  ?= 20s
 
-.PHONY: all kiln init test conformance lint demo bench bench-micro fuzz soak update cross install clean toolbox runtime-tools help
+.PHONY: all kiln init test test-vm conformance lint demo bench bench-micro fuzz soak update cross install clean toolbox runtime-tools help
 
 all: kiln
 
@@ -51,6 +51,9 @@ lint: ## gofmt, vet, staticcheck
 
 runtime-tools: kiln ## the validation programs of RUNTIME_TOOLS (a checkout of opencontainers/runtime-tools)
 	@sh runner/oci/testdata/runtime-tools.sh "$(RUNTIME_TOOLS)" bin/kiln
+
+test-vm: ## tests of the sandbox on Debian's kernel, with control groups of version 2 alone
+	@sh runner/sandbox/testdata/vm/run.sh '$(VM_RUN)'
 
 demo: kiln toolbox ## build an example on a base made here, change it, build again
 	@sh examples/demo.sh

@@ -94,6 +94,7 @@ func TestCreatedMountPoints(t *testing.T) {
 }
 
 func TestMounts(t *testing.T) {
+	needRoot(t)
 	src := t.TempDir()
 	if err := os.WriteFile(filepath.Join(src, "file"), []byte("bound"), 0o644); err != nil {
 		t.Fatal(err)

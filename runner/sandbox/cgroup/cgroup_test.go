@@ -174,7 +174,7 @@ func TestEachVersion(t *testing.T) {
 	}
 }
 
-// Both device filters come to the same decisions.
+// Each device filter comes to these decisions.
 func TestDeviceFilters(t *testing.T) {
 	s := detect(t)
 	dir := t.TempDir()
@@ -187,17 +187,17 @@ func TestDeviceFilters(t *testing.T) {
 		try() { "$@" 2>/dev/null && echo yes || echo no; }
 		try dd if=null count=0; try dd if=/dev/zero count=0; try dd if=/dev/urandom count=0
 		try dd if=mem count=0; try dd of=null if=/dev/zero count=1; try mknod made c 1 1; rm -f made`
-	var outputs []string
 	for _, sys := range []*System{{V1: s.V1}, {V2: s.V2}} {
 		if sys.Mode() == "none" {
-			t.Skip("needs both versions")
+			continue
 		}
 		g, err := sys.Create(Options{Name: NewName(), Devices: DefaultDevices})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sys.V2 != nil && !g.filtered {
-			t.Skip("this kernel takes no device program")
+		if !g.Filters() {
+			t.Log(sys.Mode(), "filters no devices here")
+			continue
 		}
 		// The shell waits until it is in the group.
 		cmd := exec.Command("sh", "-c", "read x; "+script)
@@ -221,10 +221,9 @@ func TestDeviceFilters(t *testing.T) {
 		if err := g.Remove(); err != nil {
 			t.Fatal(err)
 		}
-		outputs = append(outputs, out.String())
-	}
-	if outputs[0] != outputs[1] || outputs[0] != "yes\nyes\nyes\nno\nyes\nyes\n" {
-		t.Errorf("version 1 %q, version 2 %q", outputs[0], outputs[1])
+		if out.String() != "yes\nyes\nyes\nno\nyes\nyes\n" {
+			t.Errorf("%s: %q", sys.Mode(), out.String())
+		}
 	}
 }
 
