@@ -238,11 +238,15 @@ func enable(dir string, want []string) error {
 	if len(add) == 0 {
 		return nil
 	}
-	err = write(dir, "cgroup.subtree_control", strings.Join(add, " "))
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s has processes of its own: %w", dir, err)
+	// The kernel would let pids, cpu and cpuset through for a group with
+	// processes, make it one of threads, and take no process in below. The
+	// first group of all has no type and may do both.
+	if procs, err := controllers(dir, "cgroup.procs"); err != nil || len(procs) > 0 {
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err == nil {
+			return fmt.Errorf("%s has processes of its own: %w", dir, unix.EBUSY)
+		}
 	}
-	return err
+	return write(dir, "cgroup.subtree_control", strings.Join(add, " "))
 }
 
 func write(dir, file, text string) error {

@@ -73,6 +73,19 @@ func TestBase2(t *testing.T) {
 			}
 		}
 	}
+	// One with processes could, and would be one of threads from then on.
+	busy := filepath.Join(own, "busy")
+	if err := os.Mkdir(busy, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for file, list := range map[string]string{"cgroup.controllers": "pids", "cgroup.subtree_control": "", "cgroup.procs": "1", "cgroup.type": "domain"} {
+		if err := os.WriteFile(filepath.Join(busy, file), []byte(list+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := (Hierarchy{Mount: mount, Own: busy}).base2("", []string{"pids"}); err != nil || got != mount+"/user/kiln" {
+		t.Errorf("from a group with processes: %s, %v", got, err)
+	}
 	h := Hierarchy{Mount: mount, Own: own}
 	for _, c := range []struct {
 		parent string
