@@ -46,6 +46,8 @@ const tempPrefix = ".kiln-"
 type Layout struct {
 	dir   string
 	wrote func(bytes int64) // may be nil
+
+	named atomic.Bool // blobs got names that are not synced yet
 }
 
 // OnWrite makes fn hear of the size of every blob that is added. It must be
@@ -325,6 +327,7 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 	if err := tmp.name(path, beside); err != nil {
 		return expected, err
 	}
+	l.named.Store(true)
 	if l.wrote != nil {
 		l.wrote(n)
 	}

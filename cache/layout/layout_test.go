@@ -280,6 +280,35 @@ func TestTagAgain(t *testing.T) {
 	}
 }
 
+// TestTagUnsettled tags as the same what a process wrote that was killed
+// before the new index was sure to stay.
+func TestTagUnsettled(t *testing.T) {
+	l := open(t)
+	file := filepath.Join(l.Dir(), v1.ImageIndexFile)
+	mode := func() os.FileMode {
+		t.Helper()
+		fi, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Mode().Perm()
+	}
+	one := image(t, l, "one", amd64)
+	if err := l.Tag(t.Context(), "x", one); err != nil || mode() != settled {
+		t.Fatalf("%v; the index has mode %o", err, mode())
+	}
+	if err := os.Chmod(file, unsettled); err != nil {
+		t.Fatal(err)
+	}
+	next, err := OpenExisting(l.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Tag(t.Context(), "x", one); err != nil || mode() != settled {
+		t.Errorf("%v; the index has mode %o", err, mode())
+	}
+}
+
 // What others put into index.json stays as it was.
 func TestForeignIndex(t *testing.T) {
 	l := open(t)

@@ -37,32 +37,52 @@ func (l *Layout) Tag(ctx context.Context, ref string, desc v1.Descriptor) error 
 	if err != nil {
 		return fmt.Errorf("tag %s: %w", ref, err)
 	}
-	// The names of the blobs first: a tag must not outlive them.
-	if err := syncPath(l.blobsDir()); err != nil {
-		return fmt.Errorf("tag %s: %w", ref, err)
-	}
 	of := func(d v1.Descriptor) bool {
 		if ref == "" {
 			return d.Digest == desc.Digest && RefName(d) == ""
 		}
 		return RefName(d) == ref
 	}
+	// The names of the blobs first: a tag must not outlive them. Whoever wrote
+	// one that is there has seen to that.
+	if x, err := l.readIndex(); err != nil || l.named.Load() || !x.only(raw, of) {
+		l.named.Store(false)
+		if err := syncPath(l.blobsDir()); err != nil {
+			l.named.Store(true)
+			return fmt.Errorf("tag %s: %w", ref, err)
+		}
+	}
 	err = l.change(ctx, func(x *index) error {
 		if x.only(raw, of) {
-			return errUnchanged
+			return l.settle()
 		}
 		x.remove(of)
 		x.entries = append(x.entries, entry{raw: raw, desc: desc})
 		return nil
 	})
-	if errors.Is(err, errUnchanged) {
-		// Whoever wrote it may not have come to this.
-		err = errors.Join(syncPath(filepath.Join(l.dir, v1.ImageIndexFile)), syncPath(l.dir))
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errUnchanged) {
 		return fmt.Errorf("tag %s: %w", ref, err)
 	}
 	return nil
+}
+
+// settle makes sure that index.json as it is survives a power loss: whoever
+// put it there may have been killed before he had seen to that. It gives
+// errUnchanged. The caller holds the lock.
+func (l *Layout) settle() error {
+	f, err := os.Open(filepath.Join(l.dir, v1.ImageIndexFile))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err == nil && fi.Mode().Perm() != unsettled {
+		return errUnchanged
+	}
+	if err = errors.Join(err, f.Sync(), syncPath(l.dir), f.Chmod(settled)); err != nil {
+		return err
+	}
+	return errUnchanged
 }
 
 // Untag takes a name away. The error is a [*NotFoundError] if there is none
@@ -233,6 +253,15 @@ func (l *Layout) change(ctx context.Context, f func(*index) error) error {
 	return replaceFile(filepath.Join(l.dir, v1.ImageIndexFile), b)
 }
 
+// The modes of an index.json whose place in its directory a power loss could
+// still undo, and of one that stays. Only by this can others tell what became
+// of a process that was killed in between; syncing in every Tag would do as
+// well, but three syncs are most of what a build with nothing to do waits for.
+const (
+	unsettled = 0o600
+	settled   = 0o644
+)
+
 // replaceFile puts a new file in a name's place so that a reader, or the
 // next boot, finds either the old or the new one. The caller holds the lock.
 func replaceFile(path string, data []byte) error {
@@ -242,13 +271,16 @@ func replaceFile(path string, data []byte) error {
 	}
 	defer tmp.close()
 	_, err = tmp.Write(data)
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync()); err != nil {
+	if err := errors.Join(err, tmp.Chmod(unsettled), tmp.Sync()); err != nil {
 		return err
 	}
 	if err := tmp.name(path, filepath.Join(filepath.Dir(path), tempPrefix+"index")); err != nil {
 		return err
 	}
-	return syncPath(filepath.Dir(path))
+	if err := syncPath(filepath.Dir(path)); err != nil {
+		return err
+	}
+	return tmp.Chmod(settled)
 }
 
 // syncPath syncs a file or a directory.
