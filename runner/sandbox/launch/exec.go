@@ -84,16 +84,20 @@ func (l *launch) exec() error {
 }
 
 // resetSignals has the command begin with each signal's default. Those that
-// have a handler here get it by execve anyway; but SIGHUP and SIGINT stay
-// ignored by the Go runtime, and by what it starts, if the caller ignored them:
-// a background job of a shell without job control, or nohup. A seccomp profile
-// that forbids the call leaves them so.
+// have a handler here get it by execve anyway; but the Go runtime leaves
+// SIGHUP and SIGINT ignored, and the two that are the C library's own, if the
+// caller ignored them: a background job of a shell without job control, nohup,
+// or make (32 and 33). A seccomp profile that forbids the call leaves them so.
 func resetSignals() {
 	var byDefault [4]uint64 // struct sigaction: SIG_DFL, no flags, an empty mask
-	for _, s := range []unix.Signal{unix.SIGHUP, unix.SIGINT} {
+	for s := range lastSignal + 1 { // it refuses 0, SIGKILL and SIGSTOP
 		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
 	}
 }
+
+// lastSignal is the kernel's _NSIG on the architectures that there are filters
+// for.
+const lastSignal = 64
 
 func execError(file string, err error) error {
 	return &failure{step: "start the command", text: "exec " + file + ": " + err.Error(), code: 126}
