@@ -24,7 +24,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -296,7 +295,10 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 	if expected.Digest != "" && expected.Size > 0 {
 		limit = expected.Size
 	}
-	n, err := copyHashing(ctx, tmp, h, r, limit)
+	// An uncompressed layer is kept for other tools, and to be compressed some
+	// day; containers are made of what it was packed from.
+	into := pour{f: tmp, h: h, limit: limit, direct: expected.MediaType == v1.MediaTypeImageLayer}
+	n, err := into.copy(ctx, r)
 	if err != nil {
 		return expected, err
 	}
@@ -332,39 +334,4 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 		l.wrote(n)
 	}
 	return expected, nil
-}
-
-// flushAhead is how much is written before the disk is set to work on it: the
-// sync at the end then finds little left to do.
-const flushAhead = 8 << 20
-
-// copyHashing copies r to w and h. It fails at the first byte over limit,
-// unless that is negative.
-func copyHashing(ctx context.Context, w io.Writer, h hash.Hash, r io.Reader, limit int64) (int64, error) {
-	buf := make([]byte, 256<<10)
-	var total, flushed int64
-	for {
-		if err := ctx.Err(); err != nil {
-			return total, context.Cause(ctx)
-		}
-		n, err := r.Read(buf)
-		total += int64(n)
-		if limit >= 0 && total > limit {
-			return total, fmt.Errorf("content is longer than the %d bytes expected", limit)
-		}
-		h.Write(buf[:n])
-		if _, err := w.Write(buf[:n]); err != nil {
-			return total, err
-		}
-		if f, ok := w.(*unnamed); ok && total-flushed >= flushAhead {
-			f.flush(flushed, total-flushed)
-			flushed = total
-		}
-		if err == io.EOF {
-			return total, nil
-		}
-		if err != nil {
-			return total, err
-		}
-	}
 }

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -601,5 +603,39 @@ func TestWriteSameAtOnce(t *testing.T) {
 	}
 	if n := temps(t, l); n != 0 {
 		t.Errorf("%d temporary files are left", n)
+	}
+}
+
+// TestWriteLarge writes blobs around the sizes at which the way of writing
+// changes, past the page cache and not, from readers that give little at a
+// time.
+func TestWriteLarge(t *testing.T) {
+	l := open(t)
+	content := make([]byte, directFrom+3*pieceSize+1)
+	rand.NewChaCha8([32]byte{1}).Read(content)
+	for _, size := range []int{
+		0, 1, smallPiece - 1, smallPiece, smallPiece + 1, pieceSize - 1, pieceSize, pieceSize + 1,
+		directFrom - 1, directFrom, directFrom + 1, directFrom + pieceSize - 1, directFrom + pieceSize,
+		directFrom + 2*pieceSize + pieceAlign, len(content),
+	} {
+		for _, mediaType := range []string{v1.MediaTypeImageLayer, v1.MediaTypeImageLayerGzip} {
+			want := digest.FromBytes(content[:size])
+			got, err := l.Write(t.Context(), v1.Descriptor{MediaType: mediaType}, iotest.HalfReader(bytes.NewReader(content[:size])))
+			if err != nil || got.Digest != want || got.Size != int64(size) {
+				t.Errorf("%d bytes as %s: %v, %v", size, mediaType, got, err)
+				continue
+			}
+			if b, err := os.ReadFile(l.Path(want)); err != nil || !bytes.Equal(b, content[:size]) {
+				t.Errorf("%d bytes as %s: %d other ones are there, %v", size, mediaType, len(b), err)
+			}
+			if err := l.Remove(want); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	// An end that the reader did not expect is no end.
+	cut := io.MultiReader(bytes.NewReader(content[:pieceSize+5]), iotest.ErrReader(io.ErrUnexpectedEOF))
+	if _, err := l.Write(t.Context(), v1.Descriptor{}, cut); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("got %v", err)
 	}
 }

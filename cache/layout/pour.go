@@ -1,0 +1,203 @@
+package layout
+
+import (
+	"context"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// pieceSize is what is read, hashed and written at a time. A piece that
+	// is written past the page cache has to begin and end at a multiple of the
+	// device's blocks, in the file and in memory.
+	pieceSize  = 1 << 20
+	pieceAlign = 4096
+	pieceCount = 4
+
+	// directFrom is where in a blob writing past the page cache begins.
+	directFrom = 8 << 20
+)
+
+// pour is the copying of a stream into a blob's file. It is read, hashed and
+// written at the same time.
+//
+// With direct, all but the beginning and the end goes past the page cache
+// (O_DIRECT, open(2)). A blob is on disk before it has a name, so it is waited
+// for in any case; what is saved is to copy it to memory first, to find
+// memory for that, and to push out what builds read. That costs whoever reads
+// the blob next: it is right for blobs that are kept and not used.
+type pour struct {
+	f      *unnamed
+	h      hash.Hash
+	limit  int64 // fail at the first byte over this; negative: none
+	direct bool
+
+	// Of the writer.
+	written int64
+	flushed int64
+	on      bool // O_DIRECT is set
+}
+
+// piece is a part of the stream.
+type piece struct {
+	buf   []byte
+	n     int
+	users atomic.Int32 // the hasher, the writer
+}
+
+// copy reads r to its end and returns its length.
+func (p *pour) copy(ctx context.Context, r io.Reader) (int64, error) {
+	free := make(chan *piece, pieceCount)
+	for range pieceCount {
+		free <- &piece{}
+	}
+	// They have room for all pieces: nobody waits to hand one on.
+	hashing, writing := make(chan *piece, pieceCount), make(chan *piece, pieceCount)
+	give := func(x *piece) {
+		if x.users.Add(-1) == 0 {
+			free <- x
+		}
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var g sync.WaitGroup
+	g.Go(func() {
+		for x := range hashing {
+			p.h.Write(x.buf[:x.n])
+			give(x)
+		}
+	})
+	var failed error
+	g.Go(func() {
+		for x := range writing {
+			if failed == nil {
+				if failed = p.write(x.buf[:x.n]); failed != nil {
+					stop(failed)
+				}
+			}
+			give(x)
+		}
+	})
+	total, err := p.read(ctx, r, free, func(x *piece) {
+		x.users.Store(2)
+		hashing <- x
+		writing <- x
+	})
+	close(hashing)
+	close(writing)
+	g.Wait()
+	if failed != nil {
+		err = failed
+	}
+	return total, err
+}
+
+// read cuts the stream into pieces.
+func (p *pour) read(ctx context.Context, r io.Reader, free <-chan *piece, hand func(*piece)) (int64, error) {
+	total, size := int64(0), smallPiece
+	for {
+		if ctx.Err() != nil {
+			return total, context.Cause(ctx)
+		}
+		x := <-free
+		if len(x.buf) < size {
+			x.buf = aligned(size) // only now: most blobs are small
+		}
+		n, err := fill(r, x.buf[:size])
+		if err != nil && err != io.EOF {
+			return total, err
+		}
+		x.n, total = n, total+int64(n)
+		if p.limit >= 0 && total > p.limit {
+			return total, fmt.Errorf("content is longer than the %d bytes expected", p.limit)
+		}
+		hand(x)
+		if err == io.EOF {
+			return total, nil
+		}
+		if total%pieceSize == 0 { // large ones begin at multiples of their size
+			size = pieceSize
+		}
+	}
+}
+
+// fill reads until b is full. Unlike with io.ReadFull an io.ErrUnexpectedEOF
+// is the reader's own, and no end.
+func fill(r io.Reader, b []byte) (int, error) {
+	n := 0
+	for n < len(b) {
+		m, err := r.Read(b[n:])
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// smallPiece is what most blobs, which are manifests, are read in.
+const smallPiece = 64 << 10
+
+// aligned makes a buffer for direct writes.
+func aligned(size int) []byte {
+	b := make([]byte, size+pieceAlign)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (pieceAlign - 1)
+	return b[skip : skip+size : skip+size]
+}
+
+// write writes a piece, and has the disk work on what is not direct: the sync
+// at the end then finds little left to do.
+func (p *pour) write(b []byte) error {
+	if on := p.direct && len(b) == pieceSize && p.written >= directFrom; on != p.on {
+		// Not all file systems can do it.
+		if p.on = p.f.setDirect(on) && on; !p.on {
+			p.direct = false
+		}
+	}
+	_, err := p.f.Write(b)
+	if err != nil && p.on {
+		p.f.setDirect(false)
+		p.on, p.direct = false, false
+		_, err = p.f.WriteAt(b, p.written)
+		if err == nil {
+			_, err = p.f.Seek(p.written+int64(len(b)), io.SeekStart)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	p.written += int64(len(b))
+	if p.on {
+		p.flushed = p.written
+	} else if p.written-p.flushed >= flushAhead {
+		p.f.flush(p.flushed, p.written-p.flushed)
+		p.flushed = p.written
+	}
+	return nil
+}
+
+// flushAhead is how much is written to memory before the disk is set to work
+// on it.
+const flushAhead = 8 << 20
+
+// setDirect switches writing past the page cache, and reports whether that
+// worked.
+func (u *unnamed) setDirect(on bool) bool {
+	flags, err := unix.FcntlInt(u.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return false
+	}
+	if on {
+		flags |= unix.O_DIRECT
+	} else {
+		flags &^= unix.O_DIRECT
+	}
+	_, err = unix.FcntlInt(u.Fd(), unix.F_SETFL, flags)
+	return err == nil
+}
