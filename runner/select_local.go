@@ -399,10 +399,10 @@ func (p *localPlace) walk(dir, under string, exclude []string) ([]tree.Entry, er
 	var failed error
 	dirs := map[string]bool{} // excluded ones
 	filter := func(rel string, t tree.Type) (keep, descend bool) {
-		full := path.Join(dir, rel)
+		full := below(dir, rel)
 		hide, err := p.ignore.hidden(full, t == tree.Dir)
 		if err == nil && !hide {
-			hide, err = excluded(path.Join(under, rel))
+			hide, err = excluded(below(under, rel))
 			if hide && t == tree.Dir {
 				dirs[rel] = true
 				return false, err == nil
@@ -434,9 +434,9 @@ func (p *localPlace) walk(dir, under string, exclude []string) ([]tree.Entry, er
 		if dirs[e.Path] {
 			e.Mtime = time.Now().UnixNano()
 		}
-		e.Source = path.Join(dir, e.Path)
+		e.Source = below(dir, e.Path)
 		if e.Hardlink != "" {
-			e.Hardlink = path.Join(dir, e.Hardlink)
+			e.Hardlink = below(dir, e.Hardlink)
 		}
 	}
 	return t.Entries, nil
@@ -449,9 +449,9 @@ type prefixed struct {
 }
 
 func (p prefixed) Lookup(name string, st *unix.Stat_t) (digest.Digest, bool) {
-	return p.stats.Lookup(path.Join(p.dir, name), st)
+	return p.stats.Lookup(below(p.dir, name), st)
 }
 
 func (p prefixed) Put(name string, st *unix.Stat_t, d digest.Digest, seen time.Time) {
-	p.stats.Put(path.Join(p.dir, name), st, d, seen)
+	p.stats.Put(below(p.dir, name), st, d, seen)
 }

@@ -40,6 +40,17 @@ func sourceOf(e *tree.Entry) string {
 	return e.Path
 }
 
+// below is path.Join for paths that are clean and relative, or empty.
+func below(dir, name string) string {
+	switch {
+	case dir == "":
+		return name
+	case name == "":
+		return dir
+	}
+	return dir + "/" + name
+}
+
 // memory holds the contents of inline files by path.
 type memory map[string][]byte
 
@@ -391,7 +402,7 @@ func (k *picker) add(p, under, name string, hidden bool) error {
 			}
 			e.Mtime = time.Now().UnixNano()
 		}
-		e.Path = path.Join(under, e.Path)
+		e.Path = below(under, e.Path)
 		if err := k.put(e); err != nil {
 			return err
 		}

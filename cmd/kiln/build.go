@@ -92,6 +92,7 @@ type builder struct {
 }
 
 func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error) {
+	lateGarbage()
 	b := &builder{app: a, flags: f}
 	// Everything that can be wrong with the words is said before any work.
 	if b.platforms, err = f.targetPlatforms(); err != nil {
