@@ -247,22 +247,15 @@ func (p *plan) write(ctx context.Context, dir string, last *lastLayer) (*tree.Tr
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * runtime.NumCPU())
 	var err error
-	for i := range t.Entries {
-		e := &t.Entries[i]
-		at := filepath.Join(dir, e.Path)
-		if e.Type == tree.File && e.Hardlink == "" {
-			from := p.entries[e.Path]
-			g.Go(func() error {
-				if last.link(e, at) {
-					return nil
-				}
-				return copyFile(gctx, at, e, from)
-			})
+	for i := 0; i < len(t.Entries) && err == nil; {
+		if n := filesOf(t.Entries[i:]); n > 0 {
+			files := t.Entries[i : i+n]
+			g.Go(func() error { return p.files(gctx, dir, files, last) })
+			i += n
 			continue
 		}
-		if err = makeNode(at, e); err != nil {
-			break
-		}
+		err = makeNode(filepath.Join(dir, t.Entries[i].Path), &t.Entries[i])
+		i++
 	}
 	if err = errors.Join(err, g.Wait()); err != nil {
 		return nil, err
@@ -283,6 +276,36 @@ func (p *plan) write(ctx context.Context, dir string, last *lastLayer) (*tree.Tr
 		}
 	}
 	return t, nil
+}
+
+// filesOf is how many files a list begins with that one goroutine is to make:
+// some of one directory, in which the kernel lets only one at a time make
+// anything.
+func filesOf(entries []tree.Entry) int {
+	const most = 64
+	isFile := func(e *tree.Entry) bool { return e.Type == tree.File && e.Hardlink == "" }
+	n := 0
+	for n < min(len(entries), most) && isFile(&entries[n]) && parent(entries[n].Path) == parent(entries[0].Path) {
+		n++
+	}
+	return n
+}
+
+// files makes files of one directory.
+func (p *plan) files(ctx context.Context, dir string, files []tree.Entry, last *lastLayer) error {
+	in := parent(files[0].Path)
+	links := last.in(in, filepath.Join(dir, in))
+	defer links.close()
+	for i := range files {
+		e := &files[i]
+		if links.link(e) {
+			continue
+		}
+		if err := copyFile(ctx, filepath.Join(dir, e.Path), e, p.entries[e.Path]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unpackInto extracts the archives of an ADD into the destination, over what the

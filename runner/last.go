@@ -3,12 +3,12 @@ package runner
 import (
 	"context"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 	"kiln.build/cache"
 	"kiln.build/cache/tree"
 	"kiln.build/solver"
@@ -52,19 +52,53 @@ func (r *Runner) lastLayer(ctx context.Context, a *solver.Action, files int) *la
 	return l
 }
 
+// lastDir is a directory of the last layer, and the one that is being made in
+// its place. Nil has no files.
+type lastDir struct {
+	*lastLayer
+	from, to int // descriptors
+}
+
+// in opens the directory of a path, and the new one at another. Whatever does
+// not work is no reason to fail: files are copied then.
+func (l *lastLayer) in(path, at string) *lastDir {
+	if l == nil || l.tree == nil {
+		return nil
+	}
+	const how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	from, err := unix.Open(filepath.Join(l.dir, path), how, 0)
+	if err != nil {
+		return nil
+	}
+	to, err := unix.Open(at, how, 0)
+	if err != nil {
+		unix.Close(from)
+		return nil
+	}
+	return &lastDir{l, from, to}
+}
+
+func (d *lastDir) close() {
+	if d != nil {
+		unix.Close(d.from)
+		unix.Close(d.to)
+	}
+}
+
 // link makes a file by linking the one at the same path, if that one is like
 // it in all that the disk holds, the time included.
-func (l *lastLayer) link(e *tree.Entry, at string) bool {
-	if l == nil || l.tree == nil {
+func (d *lastDir) link(e *tree.Entry) bool {
+	if d == nil {
 		return false
 	}
-	o, ok := l.tree.Lookup(e.Path)
+	o, ok := d.tree.Lookup(e.Path)
 	if !ok || o.Type != tree.File || o.Hardlink != "" || o.Digest != e.Digest || o.Mode != e.Mode ||
 		o.UID != e.UID || o.GID != e.GID || o.Mtime != e.Mtime || !maps.Equal(o.Xattrs, e.Xattrs) {
 		return false
 	}
 	// A file can have only so many links (65,000 with ext4).
-	return os.Link(filepath.Join(l.dir, o.Path), at) == nil
+	name := filepath.Base(e.Path)
+	return unix.Linkat(d.from, name, d.to, name, 0) == nil
 }
 
 // replace remembers the layer that was made now.

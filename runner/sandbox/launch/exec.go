@@ -89,7 +89,7 @@ func (l *launch) exec() error {
 // caller ignored them: a background job of a shell without job control, nohup,
 // or make (32 and 33). A seccomp profile that forbids the call leaves them so.
 func resetSignals() {
-	var byDefault [4]uint64 // struct sigaction: SIG_DFL, no flags, an empty mask
+	var byDefault [4]uint64         // struct sigaction: SIG_DFL, no flags, an empty mask
 	for s := range lastSignal + 1 { // it refuses 0, SIGKILL and SIGSTOP
 		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
 	}
