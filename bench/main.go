@@ -37,6 +37,7 @@ func main() {
 	size := flag.Int64("generate", 0, "write a file of this many bytes and exit; used inside builds")
 	seed := flag.String("seed", "", "with -generate, the file whose content decides what is written")
 	to := flag.String("to", "", "with -generate, the file to write")
+	touches := flag.Bool("touch", false, "use most free memory once and exit; used before measuring")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -46,6 +47,8 @@ func main() {
 		for _, c := range cases {
 			fmt.Printf("%-10s %s\n", c.name, c.what)
 		}
+	case *touches:
+		err = touch()
 	case *size > 0:
 		err = generateFile(*to, *seed, *size)
 	default:
@@ -76,6 +79,9 @@ func run(ctx context.Context, o options) (err error) {
 		if name != "" && !slices.ContainsFunc(cases, func(c benchCase) bool { return c.name == name }) {
 			return fmt.Errorf("there is no case %q: see -list", name)
 		}
+	}
+	if err := touchMemory(ctx); err != nil {
+		return err
 	}
 	p, err := newPlace(ctx, o.dir, o.scratch)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,13 @@ func loopPlace(ctx context.Context, scratch string) (*place, error) {
 		return nil, err
 	}
 	image, dir := filepath.Join(top, "ext4"), filepath.Join(top, "fs")
+	do := func(argv ...string) (string, error) {
+		out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("%s: %w: %s", argv[0], err, out)
+		}
+		return strings.TrimSpace(string(out)), nil
+	}
 	err = func() error {
 		f, err := os.Create(image)
 		if err != nil {
@@ -51,20 +59,26 @@ func loopPlace(ctx context.Context, scratch string) (*place, error) {
 		}
 		// Without the lazy options the kernel would go on making the file
 		// system while it is measured.
-		for _, argv := range [][]string{
-			{"mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image},
-			{"mount", "-o", "loop", image, dir},
-		} {
-			if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
-				return fmt.Errorf("%s: %w: %s", argv[0], err, out)
-			}
+		if _, err := do("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image); err != nil {
+			return err
+		}
+		// A disk has no page cache of its own below that of its file system.
+		loop, err := do("losetup", "--find", "--show", "--direct-io=on", image)
+		if err != nil {
+			return err
+		}
+		_, err = do("mount", loop, dir)
+		// The device goes when nothing is mounted from it any more.
+		_, detachErr := do("losetup", "--detach", loop)
+		if err = errors.Join(err, detachErr); err != nil {
+			return err
 		}
 		return os.Chmod(dir, 0o755)
 	}()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a file system: %w", err), os.RemoveAll(top))
 	}
-	return &place{dir: dir, what: "new ext4 with a journal, loop-mounted", close: func() error {
+	return &place{dir: dir, what: "new ext4 with a journal, loop-mounted with direct I/O", close: func() error {
 		// What a killed command left mounted goes with the file system.
 		err := unix.Unmount(dir, unix.MNT_DETACH)
 		return errors.Join(err, os.RemoveAll(top))
