@@ -46,7 +46,8 @@ type Layout struct {
 	dir   string
 	wrote func(bytes int64) // may be nil
 
-	named atomic.Bool // blobs got names that are not synced yet
+	named atomic.Bool             // blobs got names that are not synced yet
+	seen  atomic.Pointer[listing] // the last one
 }
 
 // OnWrite makes fn hear of the size of every blob that is added. It must be

@@ -37,20 +37,19 @@ func (l *Layout) Tag(ctx context.Context, ref string, desc v1.Descriptor) error 
 	if err != nil {
 		return fmt.Errorf("tag %s: %w", ref, err)
 	}
-	of := func(d v1.Descriptor) bool {
-		if ref == "" {
-			return d.Digest == desc.Digest && RefName(d) == ""
-		}
-		return RefName(d) == ref
+	of, text := func(d v1.Descriptor) bool { return RefName(d) == ref }, ref
+	if ref == "" {
+		of, text = func(d v1.Descriptor) bool { return d.Digest == desc.Digest && RefName(d) == "" }, desc.Digest.String()
 	}
 	// The names of the blobs first: a tag must not outlive them. Whoever wrote
-	// one that is there has seen to that.
-	if x, err := l.readIndex(); err != nil || l.named.Load() || !x.only(raw, of) {
-		l.named.Store(false)
-		if err := syncPath(l.blobsDir()); err != nil {
-			l.named.Store(true)
-			return fmt.Errorf("tag %s: %w", ref, err)
-		}
+	// one that is there for good has seen to that.
+	if l.has(raw, text, of) {
+		return nil
+	}
+	l.named.Store(false)
+	if err := syncPath(l.blobsDir()); err != nil {
+		l.named.Store(true)
+		return fmt.Errorf("tag %s: %w", ref, err)
 	}
 	err = l.change(ctx, func(x *index) error {
 		if x.only(raw, of) {
@@ -64,6 +63,17 @@ func (l *Layout) Tag(ctx context.Context, ref string, desc v1.Descriptor) error 
 		return fmt.Errorf("tag %s: %w", ref, err)
 	}
 	return nil
+}
+
+// has reports whether raw is the one entry that matches, a power loss would
+// not undo that, and this process has named no blobs since.
+func (l *Layout) has(raw []byte, text string, match func(v1.Descriptor) bool) bool {
+	x, err := l.listing()
+	if err != nil || !x.final || l.named.Load() {
+		return false
+	}
+	found, err := x.find(text, match)
+	return err == nil && len(found) == 1 && bytes.Equal(found[0].raw, raw)
 }
 
 // settle makes sure that index.json as it is survives a power loss: whoever
@@ -107,22 +117,6 @@ func (l *Layout) removeEntries(ctx context.Context, what string, match func(v1.D
 		return fmt.Errorf("untag: %w", err)
 	}
 	return nil
-}
-
-// Resolve returns what a name stands for, or a [*NotFoundError]. The name
-// must be as it was given to Tag; normalising names is left to the caller.
-func (l *Layout) Resolve(ref string) (v1.Descriptor, error) {
-	x, err := l.readIndex()
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	// The last wins, as in other tools that append.
-	for i := len(x.entries) - 1; i >= 0; i-- {
-		if d := x.entries[i].desc; RefName(d) == ref && ref != "" {
-			return d, nil
-		}
-	}
-	return v1.Descriptor{}, &NotFoundError{What: ref, Dir: l.dir}
 }
 
 // List returns all entries of the index, in the order they were made. An

@@ -83,9 +83,7 @@ func (s *Store) List(ctx context.Context) ([]*Image, error) {
 			byTarget[d.Digest] = image
 			all = append(all, image)
 		}
-		if name := layout.RefName(d); name != "" && !slices.Contains(image.Names, name) {
-			image.Names = append(image.Names, name)
-		}
+		image.addName(d)
 	}
 	slices.SortStableFunc(all, func(a, b *Image) int {
 		if c := b.Created.Compare(a.Created); c != 0 {
@@ -196,11 +194,46 @@ type Found struct {
 // its ID or the beginning of that. The error wraps a [*NotFoundError] where
 // there is none such.
 func (s *Store) Find(ctx context.Context, name string) (Found, error) {
+	if f, ok, err := s.named(ctx, name); ok || err != nil {
+		return f, err
+	}
 	all, err := s.List(ctx)
 	if err != nil {
 		return Found{}, err
 	}
 	return Find(all, name)
+}
+
+// named finds an image by its whole name and reads no other: there may be
+// thousands.
+func (s *Store) named(ctx context.Context, name string) (Found, bool, error) {
+	ref, err := registry.ParseReference(name)
+	if err != nil || digest.Digest(name).Validate() == nil {
+		return Found{}, false, nil
+	}
+	d, err := s.layout().Resolve(ref.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		return Found{}, false, nil
+	}
+	if err != nil {
+		return Found{}, false, err
+	}
+	image := s.read(ctx, d)
+	entries, err := s.layout().Entries(d.Digest)
+	if err != nil {
+		return Found{}, false, err
+	}
+	for _, e := range entries {
+		image.addName(e)
+	}
+	return Found{Image: image, Name: ref.String()}, true, nil
+}
+
+// addName adds the name of an entry of the layout.
+func (i *Image) addName(d v1.Descriptor) {
+	if name := layout.RefName(d); name != "" && !slices.Contains(i.Names, name) {
+		i.Names = append(i.Names, name)
+	}
 }
 
 // Find looks an image up in a list, as [Store.Find] does.

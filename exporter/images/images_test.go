@@ -245,3 +245,38 @@ func TestImport(t *testing.T) {
 		t.Errorf("left %v, %v", left, err)
 	}
 }
+
+// TestFindReadsOne finds an image by its name although no other can be read,
+// as it is found in the list of all.
+func TestFindReadsOne(t *testing.T) {
+	s := newStore(t)
+	add(t, s, "other", "0", 1)
+	id := add(t, s, "x", "1", 2)
+	if err := s.Tag(t.Context(), "x", "example.com/x:2"); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := Find(all, "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.layout().Path(other.Target.Digest), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"x", "docker.io/library/x:latest", "example.com/x:2"} {
+		want, err := Find(all, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Find(t.Context(), name)
+		if err != nil || got.ID != id || got.Name != want.Name || !slices.Equal(got.Names, want.Names) || got.Size != want.Size {
+			t.Errorf("%s: got %+v, %v; want %+v", name, got.Image, err, want.Image)
+		}
+	}
+	if _, err := s.Find(t.Context(), "none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
