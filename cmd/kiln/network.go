@@ -78,7 +78,7 @@ func parsePublish(words []string) ([]container.Port, error) {
 			return nil, fmt.Errorf("--publish=%s: %w", w, err)
 		}
 		for _, p := range ports {
-			all = append(all, container.Port{HostIP: p.HostIP, HostPort: p.HostPort, Container: p.ContainerPort, Proto: p.Proto})
+			all = append(all, container.Port{HostIP: p.HostIP, HostPort: p.HostPort, HostLast: p.HostLast, Container: p.ContainerPort, Proto: p.Proto})
 		}
 	}
 	return all, nil

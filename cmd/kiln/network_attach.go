@@ -110,7 +110,7 @@ func (x *attachment) publish(ctx context.Context, ports []container.Port) error 
 		return errors.New("ports cannot be published: the container is in no network")
 	}
 	for _, p := range ports {
-		proxy, err := x.seats[0].publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.Container, Proto: p.Proto})
+		proxy, err := x.seats[0].publish(context.WithoutCancel(ctx), network.Port{HostIP: p.HostIP, HostPort: p.HostPort, HostLast: p.HostLast, ContainerPort: p.Container, Proto: p.Proto})
 		if errors.Is(err, fs.ErrPermission) && x.user != nil {
 			err = fmt.Errorf("%w (ports from 1024 on are everybody's; to allow this one: sysctl -w net.ipv4.ip_unprivileged_port_start=%d)", err, p.HostPort)
 		}
@@ -118,7 +118,7 @@ func (x *attachment) publish(ctx context.Context, ports []container.Port) error 
 			return fmt.Errorf("publish %s: %w", p, err)
 		}
 		x.proxies = append(x.proxies, proxy)
-		p.HostPort = proxy.HostPort
+		p.HostPort, p.HostLast = proxy.HostPort, 0
 		x.end.Ports = append(x.end.Ports, p)
 	}
 	return nil

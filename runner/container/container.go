@@ -145,7 +145,8 @@ type Joined struct {
 // Port is a published port.
 type Port struct {
 	HostIP    string `json:"hostIP,omitempty"`
-	HostPort  int    `json:"hostPort"` // zero takes a free one
+	HostPort  int    `json:"hostPort"`           // zero takes a free one
+	HostLast  int    `json:"hostLast,omitempty"` // the first free one from HostPort to this, where not zero
 	Container int    `json:"containerPort"`
 	Proto     string `json:"proto"`
 }

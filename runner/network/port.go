@@ -13,6 +13,7 @@ import (
 type Port struct {
 	HostIP        string // address to listen on; "" is all, IPv4 and IPv6
 	HostPort      int    // 0 lets the kernel choose a free one
+	HostLast      int    // the first free one from HostPort to this, where not 0
 	ContainerPort int
 	Proto         string // "tcp" or "udp"
 }
@@ -24,6 +25,9 @@ func (p Port) String() string {
 		host := ""
 		if p.HostPort != 0 {
 			host = strconv.Itoa(p.HostPort)
+		}
+		if p.HostLast != 0 {
+			host += "-" + strconv.Itoa(p.HostLast)
 		}
 		s = host + ":" + s
 	}
@@ -45,8 +49,8 @@ func (p Port) String() string {
 // stands in brackets, and the protocol is tcp unless it is given. A HOST that
 // is missing or 0 means a port chosen by the kernel. Two ranges must be of
 // equal length and are paired in order; the result has one Port for each
-// container port. Unlike docker it does not take a range of host ports for
-// one container port.
+// container port. A range of host ports for one container port means the first
+// of them that is free.
 func ParsePort(s string) ([]Port, error) {
 	ports, err := parsePort(s)
 	if err != nil {
@@ -75,16 +79,15 @@ func parsePort(s string) ([]Port, error) {
 	if first == 0 {
 		return nil, errors.New("container port 0 does not exist")
 	}
-	hostFirst := 0
+	hostFirst, hostLast := 0, 0
 	if host != "" && host != "0" {
-		var hostLast int
 		if hostFirst, hostLast, err = parseRange(host); err != nil {
 			return nil, fmt.Errorf("host port %w", err)
 		}
 		if hostFirst == 0 {
 			return nil, fmt.Errorf("host port range %q starts at 0", host)
 		}
-		if h, c := hostLast-hostFirst, last-first; h != c {
+		if h, c := hostLast-hostFirst, last-first; h != c && c > 0 {
 			return nil, fmt.Errorf("%d host ports for %d container ports", h+1, c+1)
 		}
 	}
@@ -93,6 +96,9 @@ func parsePort(s string) ([]Port, error) {
 		p := Port{HostIP: ip, ContainerPort: c, Proto: proto}
 		if hostFirst != 0 {
 			p.HostPort = hostFirst + c - first
+		}
+		if first == last && hostFirst != hostLast {
+			p.HostLast = hostLast
 		}
 		ports = append(ports, p)
 	}

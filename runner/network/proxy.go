@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -56,6 +58,19 @@ func PublishTo(ctx context.Context, port Port, to Target) (*Proxy, error) {
 // publish is [Publish] with the time after which a silent UDP client is
 // forgotten.
 func publish(ctx context.Context, port Port, to Target, idle time.Duration) (*Proxy, error) {
+	p, err := listen(ctx, port, to, idle)
+	for at := port; errors.Is(err, unix.EADDRINUSE) && at.HostPort < at.HostLast; {
+		at.HostPort++
+		p, err = listen(ctx, at, to, idle)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("publish port %s: %w", port, err)
+	}
+	return p, nil
+}
+
+// listen publishes at HostPort alone.
+func listen(ctx context.Context, port Port, to Target, idle time.Duration) (*Proxy, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &Proxy{cancel: cancel}
 	var err error
@@ -69,7 +84,7 @@ func publish(ctx context.Context, port Port, to Target, idle time.Duration) (*Pr
 	}
 	if err != nil {
 		cancel()
-		return nil, fmt.Errorf("publish port %s: %w", port, err)
+		return nil, err
 	}
 	return p, nil
 }
