@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"kiln.build/runner/container"
@@ -46,23 +47,59 @@ func (a *app) container(name string) (*container.Container, error) {
 	return set.Find(name)
 }
 
-// each applies f to the containers of the names, and goes on after errors,
-// which it prints. What docker prints for each is its name.
+// each applies f to the containers of the names, one after the other, and goes
+// on after errors, which it prints. What docker prints for each is its name.
 func (a *app) each(ctx context.Context, names []string, f func(*container.Container) error) error {
 	set, err := a.containers()
 	if err != nil {
 		return err
 	}
+	return a.tell(ctx, names, func(i int) error { return doTo(set, names[i], f) })
+}
+
+// together is each for what need not wait for its turn: to stop many containers
+// takes no longer than the slowest of them, as with docker.
+func (a *app) together(ctx context.Context, names []string, f func(*container.Container) error) error {
+	set, err := a.containers()
+	if err != nil {
+		return err
+	}
+	places := make(chan struct{}, 50) // docker's bound
+	outcomes := make([]error, len(names))
+	done := make([]sync.WaitGroup, len(names))
+	for i, n := range names {
+		done[i].Go(func() {
+			places <- struct{}{}
+			outcomes[i] = doTo(set, n, f)
+			<-places
+		})
+	}
+	err = a.tell(context.WithoutCancel(ctx), names, func(i int) error {
+		done[i].Wait()
+		return outcomes[i]
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func doTo(set container.Set, name string, f func(*container.Container) error) error {
+	k, err := set.Find(name)
+	if err != nil {
+		return err
+	}
+	return f(k)
+}
+
+// tell prints the names whose outcome is good, and the errors of the others.
+func (a *app) tell(ctx context.Context, names []string, outcome func(int) error) error {
 	failed := false
-	for _, n := range names {
+	for i, n := range names {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		k, err := set.Find(n)
-		if err == nil {
-			err = f(k)
-		}
-		if err != nil {
+		if err := outcome(i); err != nil {
 			fmt.Fprintf(a.stderr, "kiln: %v\n", err)
 			failed = true
 			continue
@@ -82,10 +119,4 @@ func cliFailed(err error) error {
 		return err
 	}
 	return &exitError{125, err}
-}
-
-// flagsFail has unknown flags end with that status as well.
-func flagsFail(c *cobra.Command) *cobra.Command {
-	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return cliFailed(badFlag(c, err)) })
-	return c
 }

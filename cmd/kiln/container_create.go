@@ -45,7 +45,7 @@ func (a *app) createCommand() *cobra.Command {
 	c.Flags().StringSliceVarP(&f.attach, "attach", "a", nil, "checked as for run: start -a shows all (repeatable)")
 	c.Flags().Bool("help", false, "help for create")
 	f.register(c.Flags())
-	return flagsFail(c)
+	return c
 }
 
 // note remembers which flags were given whose zero value means something.
@@ -150,6 +150,9 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	}
 	if err := store.Sync(ctx); err != nil {
 		return nil, err
+	}
+	if len(c.Ports) > 0 && (c.Network == "host" || c.Network == "none") {
+		fmt.Fprintf(a.stderr, "WARNING: Published ports are discarded when using %s network mode\n", c.Network)
 	}
 	return set.Create(ctx, c)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"kiln.build/runner/container"
@@ -35,7 +36,7 @@ func (a *app) execCommand() *cobra.Command {
 	fs.StringArrayVarP(&f.env, "env", "e", nil, "variable, NAME=VALUE (repeatable)")
 	fs.StringArrayVar(&f.envFiles, "env-file", nil, "file with variables, one a line (repeatable)")
 	fs.StringVar(&f.keys, "detach-keys", "", "keys that leave a terminal (default ctrl-p,ctrl-q)")
-	return flagsFail(c)
+	return c
 }
 
 func (a *app) exec(ctx context.Context, f *execFlags, args []string) error {
@@ -134,6 +135,9 @@ func (a *app) portCommand() *cobra.Command {
 				return err
 			}
 			shown := false
+			slices.SortFunc(st.Ports, func(a, b container.Port) int {
+				return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Host(), b.Host()))
+			})
 			for _, p := range st.Ports {
 				switch at := p.ContainerPort(); {
 				case len(args) == 1:

@@ -42,7 +42,7 @@ could not be run, 127 if it was not found, 128 + n if signal n ended it.`,
 	c.Flags().BoolVar(&f.sigProxy, "sig-proxy", true, "hand signals on to the container")
 	c.Flags().Bool("help", false, "help for run")
 	f.register(c.Flags())
-	return flagsFail(c)
+	return c
 }
 
 func (a *app) run(ctx context.Context, f *runFlags, args []string) error {

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -19,7 +21,7 @@ func (a *app) stopCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(c.Context(), args, func(k *container.Container) error { return k.Stop(c.Context(), o) })
+			return a.together(c.Context(), args, func(k *container.Container) error { return k.Stop(c.Context(), o) })
 		},
 	}
 	f.register(c.Flags())
@@ -59,7 +61,7 @@ func (a *app) killCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(c.Context(), args, func(k *container.Container) error { return k.Kill(c.Context(), sig) })
+			return a.together(c.Context(), args, func(k *container.Container) error { return k.Kill(c.Context(), sig) })
 		},
 	}
 	c.Flags().StringVarP(&name, "signal", "s", "KILL", "the signal, by name or number")
@@ -71,7 +73,7 @@ func (a *app) pauseCommand() *cobra.Command {
 		Use: "pause CONTAINER...", Short: "Freeze containers", Args: cobra.MinimumNArgs(1),
 		Example: "  kiln pause web",
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.each(c.Context(), args, func(k *container.Container) error { return k.Pause(c.Context()) })
+			return a.together(c.Context(), args, func(k *container.Container) error { return k.Pause(c.Context()) })
 		},
 	}
 }
@@ -81,7 +83,7 @@ func (a *app) unpauseCommand() *cobra.Command {
 		Use: "unpause CONTAINER...", Short: "Let frozen containers go on", Args: cobra.MinimumNArgs(1),
 		Example: "  kiln unpause web",
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.each(c.Context(), args, func(k *container.Container) error { return k.Unpause(c.Context()) })
+			return a.together(c.Context(), args, func(k *container.Container) error { return k.Unpause(c.Context()) })
 		},
 	}
 }
@@ -91,19 +93,25 @@ func (a *app) waitCommand() *cobra.Command {
 		Use: "wait CONTAINER...", Short: "Wait until containers have ended, and print their exit statuses", Args: cobra.MinimumNArgs(1),
 		Example: "  kiln wait job && echo done",
 		RunE: func(c *cobra.Command, args []string) error {
-			var errs []error
-			for _, n := range args {
-				k, err := a.container(n)
-				if err != nil {
-					errs = append(errs, err)
-					continue
+			set, err := a.containers()
+			if err != nil {
+				return err
+			}
+			// All at once: one that removes itself has a status only until then.
+			codes, errs := make([]int, len(args)), make([]error, len(args))
+			done := make([]sync.WaitGroup, len(args))
+			for i, n := range args {
+				done[i].Go(func() {
+					errs[i] = doTo(set, n, func(k *container.Container) (err error) {
+						codes[i], err = k.Wait(c.Context())
+						return err
+					})
+				})
+			}
+			for i := range args {
+				if done[i].Wait(); errs[i] == nil {
+					fmt.Fprintln(a.stdout, codes[i])
 				}
-				code, err := k.Wait(c.Context())
-				if err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				fmt.Fprintln(a.stdout, code)
 			}
 			return errors.Join(errs...)
 		},
@@ -116,12 +124,36 @@ func (a *app) rmCommand() *cobra.Command {
 		Use: "rm [flags] CONTAINER...", Aliases: []string{"remove"}, Short: "Remove containers", Args: cobra.MinimumNArgs(1),
 		Example: "  kiln rm -f web",
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.each(c.Context(), args, func(k *container.Container) error { return k.Remove(c.Context(), o) })
+			if o.Force {
+				var err error
+				if args, err = a.present(args); err != nil {
+					return err
+				}
+			}
+			return a.together(c.Context(), args, func(k *container.Container) error { return k.Remove(c.Context(), o) })
 		},
 	}
 	c.Flags().BoolVarP(&o.Force, "force", "f", false, "kill what runs")
 	c.Flags().BoolVarP(&o.Volumes, "volumes", "v", false, "remove their volumes that have no names, too")
 	return c
+}
+
+// present leaves names out that no container has. It tells of them, but with
+// --force that is no failure, as with docker.
+func (a *app) present(names []string) ([]string, error) {
+	set, err := a.containers()
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, n := range names {
+		if _, err := set.Find(n); errors.Is(err, fs.ErrNotExist) {
+			fmt.Fprintf(a.stderr, "kiln: %v\n", err)
+			continue
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 func (a *app) renameCommand() *cobra.Command {

@@ -34,9 +34,10 @@ func explainUsage(c *cobra.Command) {
 	}
 }
 
-// badFlag adds the same to what is wrong with a flag.
+// badFlag adds the same to what is wrong with a flag, which is a failure of
+// docker's own, whatever the command.
 func badFlag(c *cobra.Command, err error) error {
-	return fmt.Errorf("%w%s", err, usageHint(c))
+	return cliFailed(fmt.Errorf("%w%s", err, usageHint(c)))
 }
 
 func usageHint(c *cobra.Command) string {
