@@ -65,7 +65,7 @@ func (a *app) newContainer(ctx context.Context, store *cache.Store, f *runFlags,
 		StopSignal: f.stopSignal, StopWait: f.stopTimeout,
 		Terminal: f.tty, Stdin: f.interactive, StdinOnce: f.interactive && !f.detach, AutoRemove: f.rm,
 		ReadOnly: f.readOnly, Init: f.init, Privileged: f.privileged,
-		CapAdd: f.capAdd, CapDrop: f.capDrop, Hosts: f.hosts,
+		CapAdd: f.capAdd, CapDrop: f.capDrop,
 		PublishAll: f.publishAll, CIDFile: f.cidFile, Attach: f.attach, Others: f.volumesFrom,
 	}
 	if err := f.apply(&c); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -332,9 +333,17 @@ func applySecurity(c *container.Config, s string) error {
 }
 
 func (f *runFlags) applyNetwork(c *container.Config) error {
+	c.Hosts = nil
 	for _, h := range f.hosts {
-		if err := container.CheckHost(h); err != nil {
+		host, err := container.ParseHost(h)
+		if err != nil {
 			return err
+		}
+		c.Hosts = append(c.Hosts, host)
+	}
+	for _, s := range f.dns {
+		if net.ParseIP(s) == nil {
+			return fmt.Errorf("--dns=%s: not an IP address", s)
 		}
 	}
 	c.DNS = container.DNS{Servers: f.dns, Search: f.dnsSearch, Options: f.dnsOptions}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -169,7 +170,7 @@ func inspect(k *container.Container, st container.State) *inspected {
 		GraphDriver: inspectedDriver{map[string]string{"UpperDir": filepath.Join(k.Dir(), "fs"), "WorkDir": filepath.Join(k.Dir(), "work")}, "overlay"},
 		Mounts:      []inspectedMount{},
 
-		NetworkSettings: inspectedNetwork{IPAddress: st.IP, Gateway: st.Gateway, Ports: portMap(st.Ports), Networks: inspectNetworks(k, st)},
+		NetworkSettings: inspectedNetwork{IPAddress: st.IP, Gateway: st.Gateway, Ports: publishedPorts(k, st), Networks: inspectNetworks(k, st)},
 	}
 	if k.Config.Log.Driver != "none" {
 		x.LogPath = k.LogPath()
@@ -243,6 +244,22 @@ func inspectConfig(k *container.Container) inspectedConfig {
 	return c
 }
 
+// publishedPorts are those that lead to the container while it runs; exposed
+// ones that nothing leads to are there without a place.
+func publishedPorts(k *container.Container, st container.State) map[string][]inspectedPort {
+	ports := slices.Clone(st.Ports)
+	for i := range ports {
+		ports[i].HostIP = cmp.Or(ports[i].HostIP, "0.0.0.0")
+	}
+	m := portMap(ports)
+	for _, p := range shownPorts(k, st) {
+		if at := p.ContainerPort(); m[at] == nil {
+			m[at] = nil
+		}
+	}
+	return m
+}
+
 func portMap(ports []container.Port) map[string][]inspectedPort {
 	m := map[string][]inspectedPort{}
 	for _, p := range ports {
@@ -250,6 +267,9 @@ func portMap(ports []container.Port) map[string][]inspectedPort {
 		host := ""
 		if p.HostPort != 0 {
 			host = strconv.Itoa(p.HostPort)
+		}
+		if p.HostLast != 0 {
+			host += "-" + strconv.Itoa(p.HostLast)
 		}
 		m[at] = append(m[at], inspectedPort{p.HostIP, host})
 	}

@@ -169,10 +169,10 @@ func networkNames(k *container.Container) string {
 // shownPorts are the published ports and, while the container runs, those that
 // are only exposed.
 func shownPorts(k *container.Container, st container.State) []container.Port {
-	if !st.Status.Live() || k.Network == "host" {
-		return st.Ports
-	}
 	all := slices.Clone(st.Ports)
+	if !st.Status.Live() || k.Network == "host" {
+		return all
+	}
 	for _, e := range k.Exposed {
 		if slices.ContainsFunc(st.Ports, func(p container.Port) bool { return p.ContainerPort() == e }) {
 			continue
@@ -185,8 +185,12 @@ func shownPorts(k *container.Container, st container.State) []container.Port {
 	return all
 }
 
-// psPorts lists published ports, those next to each other as ranges.
+// psPorts lists published ports in docker's order, those next to each other as
+// ranges.
 func psPorts(ports []container.Port) string {
+	slices.SortFunc(ports, func(a, b container.Port) int {
+		return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.HostIP, b.HostIP), cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Proto, b.Proto))
+	})
 	var all []string
 	for i := 0; i < len(ports); {
 		first, last := ports[i], ports[i]
@@ -332,10 +336,10 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 		wanted, err := portRange(key, value)
 		return func(k *container.Container, st container.State) bool {
 			ports := k.Exposed
-			if key == "publish" {
+			if key == "publish" { // as this machine has them
 				ports = nil
 				for _, p := range st.Ports {
-					ports = append(ports, p.ContainerPort())
+					ports = append(ports, fmt.Sprintf("%d/%s", p.HostPort, p.Proto))
 				}
 			}
 			return slices.ContainsFunc(ports, wanted)
@@ -347,7 +351,7 @@ func psTest(all []*container.Container, key, value string) (func(*container.Cont
 		}, err
 	case "network":
 		return func(k *container.Container, _ container.State) bool {
-			return k.Network == value || slices.ContainsFunc(k.Memberships(), func(m container.Membership) bool { return m.Network == value || m.ID == value })
+			return k.Network == value || slices.ContainsFunc(k.Memberships(), func(m container.Membership) bool { return m.Network == value || strings.HasPrefix(m.ID, value) })
 		}, nil
 	case "volume":
 		return func(k *container.Container, _ container.State) bool {

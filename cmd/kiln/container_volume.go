@@ -18,7 +18,7 @@ import (
 // volumeCommand is for the folders that outlive containers.
 func (a *app) volumeCommand() *cobra.Command {
 	group := &cobra.Command{Use: "volume", Short: "Manage volumes: folders that outlive containers", Example: "  kiln volume ls"}
-	group.AddCommand(a.volumeCreate(), a.volumeList(), a.inspectCommand("volume"), a.volumeRemove(), a.volumePrune())
+	group.AddCommand(a.volumeCreate(), a.volumeList(), a.volumeInspectCommand(), a.volumeRemove(), a.volumePrune())
 	return group
 }
 
@@ -85,7 +85,7 @@ func anonymousName() string {
 
 // volumeRow is a volume as volume ls shows it; the names are docker's.
 type volumeRow struct {
-	Driver, Labels, Mountpoint, Name, Scope string
+	Availability, Driver, Group, Labels, Links, Mountpoint, Name, Scope, Size, Status string
 
 	labels map[string]string
 }
@@ -126,13 +126,17 @@ func (a *app) volumeList() *cobra.Command {
 				for _, n := range slices.Sorted(maps.Keys(v.Labels)) {
 					labels = append(labels, n+"="+v.Labels[n])
 				}
-				rows = append(rows, volumeRow{"local", strings.Join(labels, ","), v.Dir, v.Name, "local", v.Labels})
+				rows = append(rows, volumeRow{
+					Driver: "local", Labels: strings.Join(labels, ","), Mountpoint: v.Dir, Name: v.Name, Scope: "local", labels: v.Labels,
+					Availability: "N/A", Group: "N/A", Links: "N/A", Size: "N/A", Status: "N/A", // what docker says of them here
+				})
 			}
 			if quiet && format == "" {
 				format = "{{.Name}}"
 			}
 			return printRows(a.stdout, format, "{{.Driver}}\t{{.Name}}", map[string]string{
 				"Driver": "DRIVER", "Name": "VOLUME NAME", "Mountpoint": "MOUNTPOINT", "Labels": "LABELS", "Scope": "SCOPE",
+				"Availability": "AVAILABILITY", "Group": "GROUP", "Links": "LINKS", "Size": "SIZE", "Status": "STATUS",
 			}, rows)
 		},
 	}
@@ -195,6 +199,13 @@ type volumeDetails struct {
 	Name       string
 	Options    map[string]string
 	Scope      string
+}
+
+func (a *app) volumeInspectCommand() *cobra.Command {
+	c := a.inspectCommand("volume")
+	c.Use, c.Short = "inspect [flags] VOLUME...", "Show all about volumes, as JSON"
+	c.Example = "  kiln volume inspect data\n  kiln volume inspect -f '{{.Mountpoint}}' data"
+	return c
 }
 
 // volumeInspect returns all about a volume, and whether there is one of that

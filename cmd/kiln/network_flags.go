@@ -73,8 +73,6 @@ func (f *runFlags) checkNetwork(c *container.Config, m container.Membership, n i
 		return errors.New("conflicting options: port exposing and the container type network mode")
 	case shared && f.mac != "":
 		return errors.New("conflicting options: mac-address and the network mode")
-	case (mode == "host" || mode == "none") && len(c.Ports) > 0:
-		return fmt.Errorf("ports cannot be published with --network=%s: the container has no network of its own", mode)
 	case (shared || mode == "host" || mode == "none" || mode == "bridge") && len(m.Aliases) > 0:
 		return errNoAliases
 	case (shared || mode == "host" || mode == "none" || mode == "bridge") && m.IP != "":

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -226,6 +227,9 @@ func (a *app) networkDetails(name string) (any, bool, error) {
 	if d.Labels == nil {
 		d.Labels = map[string]string{}
 	}
+	if n.ID == container.BridgeID {
+		n.Subnet, n.Gateway = bridgeSubnet()
+	}
 	if n.Subnet.IsValid() {
 		pool := networkPool{Subnet: n.Subnet.String(), Gateway: n.Gateway.String()}
 		if n.Range.IsValid() {
@@ -251,6 +255,16 @@ func (a *app) networkDetails(name string) (any, bool, error) {
 		}
 	}
 	return d, true, nil
+}
+
+// bridgeSubnet is that of the network called bridge, and this machine's
+// address in it, where they are known.
+func bridgeSubnet() (netip.Prefix, netip.Addr) {
+	gateway := network.New(networkState).Gateway()
+	if !bridged() {
+		gateway, _ = network.FreeSubnet() // which its next container has
+	}
+	return gateway.Masked(), gateway.Addr()
 }
 
 // endpointID names a container's place in a network.
@@ -304,7 +318,10 @@ func inspectNetworks(k *container.Container, st container.State) map[string]insp
 		all[m.Network] = of(m)
 	}
 	for _, j := range st.Networks {
-		e := of(j.Membership)
+		e, wanted := all[j.Network]
+		if !wanted {
+			e = of(j.Membership)
+		}
 		e.MacAddress, e.EndpointID, e.Gateway, e.IPAddress, e.IPPrefixLen = j.MAC, endpointID(k, j.ID), j.Gateway, j.IP, j.Bits
 		e.DNSNames = j.Names
 		all[j.Network] = e

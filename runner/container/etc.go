@@ -117,9 +117,22 @@ func (w *watch) writeHosts() error {
 	}
 	text := localHosts + w.extraHosts()
 	for _, ip := range own {
-		text += ip + "\t" + w.c.Hostname + "\n"
+		text += ip + "\t" + w.ownNames() + "\n"
 	}
 	return os.WriteFile(file, []byte(text), 0o644)
+}
+
+// ownNames are the container's names in /etc/hosts, as docker has them: the one
+// with a domain first, since that is what hostname -f looks for.
+func (w *watch) ownNames() string {
+	name := w.c.Hostname
+	if w.c.Domainname != "" {
+		return name + "." + w.c.Domainname + " " + name
+	}
+	if short, _, ok := strings.Cut(name, "."); ok {
+		return name + " " + short
+	}
+	return name
 }
 
 // extraHosts are the lines of --add-host.
@@ -127,8 +140,7 @@ func (w *watch) extraHosts() string {
 	var b strings.Builder
 	for _, h := range w.c.Hosts {
 		name, addr, _ := strings.Cut(h, ":")
-		addr = strings.Trim(addr, "[]")
-		if addr == "host-gateway" {
+		if addr = strings.Trim(addr, "[]"); addr == "host-gateway" {
 			// Replaced once the gateway is known.
 			if addr = w.wired.gateway(); addr == "" {
 				addr = "127.0.0.1"
@@ -139,11 +151,16 @@ func (w *watch) extraHosts() string {
 	return b.String()
 }
 
-// CheckHost checks a value of --add-host.
-func CheckHost(s string) error {
-	name, addr, ok := strings.Cut(s, ":")
-	if !ok || name == "" || addr != "host-gateway" && net.ParseIP(strings.Trim(addr, "[]")) == nil {
-		return fmt.Errorf("bad format for add-host: %q: must be NAME:IP", s)
+// ParseHost reads a value of --add-host, NAME:IP or NAME=IP, where an IPv6
+// address may stand in brackets, and returns it as NAME:IP.
+func ParseHost(s string) (string, error) {
+	name, addr, ok := strings.Cut(s, "=")
+	if !ok {
+		name, addr, ok = strings.Cut(s, ":")
 	}
-	return nil
+	addr = strings.Trim(addr, "[]")
+	if !ok || name == "" || strings.Contains(name, ":") || addr != "host-gateway" && net.ParseIP(addr) == nil {
+		return "", fmt.Errorf("bad format for add-host: %q: must be NAME:IP", s)
+	}
+	return name + ":" + addr, nil
 }

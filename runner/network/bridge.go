@@ -47,6 +47,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -83,6 +84,25 @@ func New(stateDir string) *Bridge { return &Bridge{name: mainBridge, table: "kil
 
 // mainBridge is the interface of the bridge that nobody has to make.
 const mainBridge = "kiln0"
+
+// Gateway is the bridge's address within its subnet, without making either;
+// not valid where there is none yet.
+func (b *Bridge) Gateway() netip.Prefix {
+	link, err := net.InterfaceByName(b.name)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	all, err := link.Addrs()
+	if err != nil {
+		return netip.Prefix{}
+	}
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+			return p
+		}
+	}
+	return netip.Prefix{}
+}
 
 // Named is New for a bridge with another interface, whose name has 15 bytes
 // at most and begins with "kn-".
