@@ -143,7 +143,7 @@ func containerPath(s string) (name, path string, ok bool) {
 
 // copyOut copies from a container to this machine.
 func (a *app) copyOut(ctx context.Context, store *cache.Store, k *container.Container, from, to string, f cpFlags) error {
-	root, closeRoot, err := k.Root(ctx, store, false)
+	root, closeRoot, err := k.Files(ctx, store, false)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (a *app) copyOut(ctx context.Context, store *cache.Store, k *container.Cont
 	defer src.Close()
 	k.Note("archive-path")
 	if to == "-" {
-		return src.Write(a.stdout, src.Name)
+		return src.WriteAlone(a.stdout)
 	}
 	host, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -198,7 +198,7 @@ func copyFailed(k *container.Container, err error) error {
 
 // copyIn copies from this machine to a container.
 func (a *app) copyIn(ctx context.Context, store *cache.Store, k *container.Container, from, to string, f cpFlags) error {
-	root, closeRoot, err := k.Root(ctx, store, true)
+	root, closeRoot, err := k.Files(ctx, store, true)
 	if err != nil {
 		return err
 	}

@@ -105,6 +105,15 @@ func (s *Source) Close() error {
 	return s.parent.Close()
 }
 
+// WriteAlone writes the thing as a tar stream that has its name in it; or "."
+// where what is in it was meant, which then goes where the stream is unpacked.
+func (s *Source) WriteAlone(w io.Writer) error {
+	if s.contents {
+		return s.Write(w, ".")
+	}
+	return s.Write(w, s.Name)
+}
+
 // Write writes the thing as a tar stream, named as.
 func (s *Source) Write(w io.Writer, as string) error {
 	if !s.dir {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,7 +20,7 @@ import (
 func (r *run) mounts(ctx context.Context) error {
 	var all []sandbox.Mount
 	for _, b := range r.c.Binds {
-		if err := r.fill(ctx, b); err != nil {
+		if err := r.c.fill(ctx, r.root, b); err != nil {
 			return err
 		}
 		m, err := r.bind(b)
@@ -36,8 +35,7 @@ func (r *run) mounts(ctx context.Context) error {
 			ReadOnly: t.ReadOnly, NoSuid: !t.Suid, NoDev: !t.Dev, NoExec: !t.Exec,
 		})
 	}
-	depth := func(m sandbox.Mount) int { return strings.Count(path.Clean(m.Target), "/") }
-	slices.SortStableFunc(all, func(a, b sandbox.Mount) int { return depth(a) - depth(b) })
+	slices.SortStableFunc(all, func(a, b sandbox.Mount) int { return depth(a.Target) - depth(b.Target) })
 	r.spec.Mounts = append(r.spec.Mounts, all...)
 	return nil
 }

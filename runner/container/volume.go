@@ -216,11 +216,11 @@ func size(dir string) (n int64) {
 }
 
 // fill copies what the image has at a volume's place into it, if it is empty.
-func (r *run) fill(ctx context.Context, b Bind) error {
+func (c *Container) fill(ctx context.Context, root *os.File, b Bind) error {
 	if !b.Copy {
 		return nil
 	}
-	l, err := waitLock(ctx, filepath.Join(r.c.set().volumes(), b.Volume, ".lock"))
+	l, err := waitLock(ctx, filepath.Join(c.set().volumes(), b.Volume, ".lock"))
 	if err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (r *run) fill(ctx context.Context, b Bind) error {
 	if there, err := os.ReadDir(b.Source); err != nil || len(there) > 0 {
 		return err
 	}
-	from, err := openIn(r.root, b.Target, unix.O_RDONLY|unix.O_DIRECTORY)
+	from, err := openIn(root, b.Target, unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}

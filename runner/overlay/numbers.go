@@ -48,7 +48,7 @@ const fewLayers = 50
 func mountByNumbers(o Options) (*os.File, error) {
 	many := len(o.Lower) > fewLayers
 	if many && !o.Mixed { // else the thread has a namespace already
-		if err := ownNamespace(); err != nil {
+		if err := OwnNamespace(); err != nil {
 			return nil, err
 		}
 	}
@@ -105,9 +105,9 @@ func mountPage(o Options, lower string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
-// ownNamespace gives the thread a mount namespace from which nothing
+// OwnNamespace gives the thread a mount namespace from which nothing
 // propagates.
-func ownNamespace() error {
+func OwnNamespace() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
@@ -123,7 +123,7 @@ func ownNamespace() error {
 func attached(way func(Options) (*os.File, error)) func(Options) (*os.File, error) {
 	return func(o Options) (*os.File, error) {
 		return Aside(func() (*os.File, error) {
-			if err := ownNamespace(); err != nil {
+			if err := OwnNamespace(); err != nil {
 				return nil, err
 			}
 			for _, dir := range o.Lower {
