@@ -66,6 +66,7 @@ func (a *app) attach(ctx context.Context, k *container.Container, stdin bool, ke
 			return err
 		}
 	}
+	asked := ctx
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	x, err := k.Attach(ctx, stdin)
@@ -89,6 +90,9 @@ func (a *app) attach(ctx context.Context, k *container.Container, stdin bool, ke
 		_ = k.Resize(ctx, s)
 	}
 	w := &watching{app: a, k: k, conn: x.Conn, from: x.Reader, stdin: stdin, keys: keys}
+	if !proxy {
+		w.quit = asked.Done()
+	}
 	signals := catchSignals(proxy)
 	defer signal.Stop(signals)
 	if left, err := w.follow(ctx, signals); err != nil || left {
@@ -105,6 +109,7 @@ type watching struct {
 	from  io.Reader
 	stdin bool
 	keys  []byte
+	quit  <-chan struct{} // closed by a signal, where these are not handed on
 }
 
 // follow copies between this program's streams and the container's until the
@@ -159,6 +164,8 @@ func (w *watching) follow(ctx context.Context, signals <-chan os.Signal) (left b
 			return true, &exitError{1, err}
 		}
 		return false, err
+	case <-w.quit:
+		return true, &exitError{130, nil}
 	case <-enough:
 		return true, &exitError{1, errors.New("got 3 SIGTERM/SIGINTs, forcefully exiting")}
 	}

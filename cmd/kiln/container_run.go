@@ -122,6 +122,7 @@ func (a *app) terminal() error {
 
 // foreground starts a container and shows it until it ends.
 func (a *app) foreground(ctx context.Context, m *monitor, k *container.Container, stdin bool, keys []byte, proxy bool) error {
+	asked := ctx
 	ctx = context.WithoutCancel(ctx)
 	// Signals go to the command, which decides what they mean; those that
 	// come before it runs wait for it.
@@ -131,6 +132,9 @@ func (a *app) foreground(ctx context.Context, m *monitor, k *container.Container
 		return err
 	}
 	w := &watching{app: a, k: k, conn: m.watch, from: m.watch, stdin: stdin && k.Stdin, keys: keys}
+	if !proxy {
+		w.quit = asked.Done()
+	}
 	if left, err := w.follow(ctx, signals); err != nil || left {
 		m.release()
 		return err
