@@ -145,9 +145,6 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	if err := f.adopt(&c, &root.config.Config, args[1:]); err != nil {
 		return nil, err
 	}
-	if err := placeVolumes(set, &c); err != nil {
-		return nil, err
-	}
 	if err := store.Sync(ctx); err != nil {
 		return nil, err
 	}
@@ -263,31 +260,4 @@ func addImageVolumes(c *container.Config, volumes map[string]struct{}) {
 			c.Binds = append(c.Binds, container.Bind{Target: target, Anonymous: true, Copy: true, Origin: container.OfImage})
 		}
 	}
-}
-
-// placeVolumes makes the volumes' folders, and names for those without.
-func placeVolumes(set container.Set, c *container.Config) error {
-	for i := range c.Binds {
-		b := &c.Binds[i]
-		if b.Source != "" || b.Image != "" {
-			continue
-		}
-		if b.Anonymous {
-			b.Volume = anonymousName()
-		}
-		labels := map[string]string{}
-		for _, l := range b.Labels {
-			name, value, _ := strings.Cut(l, "=")
-			labels[name] = value
-		}
-		if _, err := set.CreateVolume(b.Volume, labels, nil); err != nil {
-			return err
-		}
-		v, err := set.Volume(b.Volume)
-		if err != nil {
-			return err
-		}
-		b.Source = v.Source()
-	}
-	return nil
 }

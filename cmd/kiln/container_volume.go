@@ -1,8 +1,6 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -45,7 +43,7 @@ func (a *app) volumeCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			name := anonymousName()
+			name := container.AnonymousName()
 			if len(args) > 0 {
 				name = args[0]
 			}
@@ -74,13 +72,6 @@ func readVolumeOptions(list []string) (map[string]string, error) {
 		o[key] = value
 	}
 	return o, container.CheckVolumeOptions(o)
-}
-
-// anonymousName is that of a volume that nobody has named.
-func anonymousName() string {
-	var id [32]byte
-	_, _ = rand.Read(id[:]) // never fails
-	return hex.EncodeToString(id[:])
 }
 
 // volumeRow is a volume as volume ls shows it; the names are docker's.

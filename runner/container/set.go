@@ -19,7 +19,8 @@ import (
 type Set struct{ Dir string }
 
 // Create makes a container of a config, whose ID, Created and, where it is
-// empty, Name are filled in.
+// empty, Name are filled in, and the volumes that it wants and that are not
+// there.
 func (s Set) Create(ctx context.Context, c Config) (*Container, error) {
 	var id [32]byte
 	_, _ = rand.Read(id[:]) // never fails
@@ -36,15 +37,11 @@ func (s Set) Create(ctx context.Context, c Config) (*Container, error) {
 	}
 	defer names.unlock()
 	s.sweep()
-	// A volume may have been removed since it was asked for.
-	for _, b := range c.Binds {
-		if b.Volume != "" {
-			if _, err := s.VolumeDir(b.Volume); err != nil {
-				return nil, err
-			}
-		}
-	}
 	if c.Name, err = s.freeName(c.Name); err != nil {
+		return nil, err
+	}
+	// Now that nothing but the disk can refuse it.
+	if err := s.placeVolumes(c.Binds); err != nil {
 		return nil, err
 	}
 	// The folder appears under its name only with all that makes it one.

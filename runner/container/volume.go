@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -103,6 +104,44 @@ func (s Set) CreateVolume(name string, labels, options map[string]string) (strin
 	}
 	s.Note("volume", "create", name, "driver", "local")
 	return dir, nil
+}
+
+// placeVolumes makes the volumes of a new container, and names for those
+// without. One that it shares may have been removed since it was asked for.
+func (s Set) placeVolumes(binds []Bind) error {
+	for i := range binds {
+		b := &binds[i]
+		switch {
+		case b.Image != "" || b.Volume == "" && b.Source != "":
+			continue
+		case b.Volume == "":
+			b.Volume = AnonymousName()
+		}
+		labels := map[string]string{}
+		for _, l := range b.Labels {
+			name, value, _ := strings.Cut(l, "=")
+			labels[name] = value
+		}
+		if _, err := s.CreateVolume(b.Volume, labels, nil); err != nil {
+			return err
+		}
+		if b.Source != "" {
+			continue
+		}
+		v, err := s.Volume(b.Volume)
+		if err != nil {
+			return err
+		}
+		b.Source = v.Source()
+	}
+	return nil
+}
+
+// AnonymousName is that of a volume that nobody has named.
+func AnonymousName() string {
+	var id [32]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return hex.EncodeToString(id[:])
 }
 
 // Volumes lists all volumes, by name.
