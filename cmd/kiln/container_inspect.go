@@ -77,6 +77,7 @@ type inspectedConfig struct {
 	Volumes      map[string]struct{}
 	WorkingDir   string
 	Entrypoint   []string
+	OnBuild      []string // never any
 	Labels       map[string]string
 	StopSignal   string `json:",omitempty"`
 	StopTimeout  *int   `json:",omitempty"`
@@ -100,17 +101,26 @@ type inspectedMount struct {
 }
 
 // inspectedNetwork has, beside all networks, what docker said for long of the
-// first one.
+// first one; and what docker's has and nobody sets, since templates ask for it.
 type inspectedNetwork struct {
-	SandboxID   string
-	SandboxKey  string
-	Ports       map[string][]inspectedPort
-	EndpointID  string
-	Gateway     string
-	IPAddress   string
-	IPPrefixLen int
-	MacAddress  string
-	Networks    map[string]inspectedEndpoint
+	Bridge                 string
+	SandboxID              string
+	SandboxKey             string
+	Ports                  map[string][]inspectedPort
+	HairpinMode            bool
+	LinkLocalIPv6Address   string
+	LinkLocalIPv6PrefixLen int
+	SecondaryIPAddresses   []string
+	SecondaryIPv6Addresses []string
+	EndpointID             string
+	Gateway                string
+	GlobalIPv6Address      string
+	GlobalIPv6PrefixLen    int
+	IPAddress              string
+	IPPrefixLen            int
+	IPv6Gateway            string
+	MacAddress             string
+	Networks               map[string]inspectedEndpoint
 }
 
 type inspectedPort struct {

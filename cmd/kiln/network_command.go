@@ -364,6 +364,12 @@ func (a *app) networkConnect() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			switch n.ID {
+			case hostNetworkID:
+				return errors.New("cannot connect container to host network - container must be created in host network mode")
+			case noneNetworkID:
+				return errors.New("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+			}
 			if err := checkAddress(n, m.IP); err != nil {
 				return err
 			}
