@@ -330,7 +330,14 @@ func parseTmpfs(s string) (container.Tmpfs, error) {
 		case "dev":
 			t.Dev = true
 		case "size":
-			t.Size, err = bytesFlag("size", value)
+			share, percent := strings.CutSuffix(value, "%")
+			if !percent {
+				t.Size, err = bytesFlag("size", value)
+				break
+			}
+			if _, err = strconv.ParseUint(share, 10, 16); err == nil {
+				t.Options = append(t.Options, o) // of the machine's memory: the kernel knows
+			}
 		case "mode":
 			var n uint64
 			n, err = strconv.ParseUint(value, 8, 12)
