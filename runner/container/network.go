@@ -131,6 +131,9 @@ func (r *run) wire(ctx context.Context, w Wiring, pid int) error {
 	r.onClose(func() error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		for _, j := range r.wired.Networks {
+			r.noteNetwork("disconnect", j.Membership)
+		}
 		r.wired = nil
 		return e.Detach()
 	})
