@@ -28,6 +28,55 @@ func TestRefusedInUserNamespace(t *testing.T) {
 	}
 }
 
+// Files of the machine that are seen in a user namespace, whose root may be the
+// machine's, cannot be changed: its devices, of which there are no others
+// there, and the emulator, which processes show as what they execute.
+func TestHostFilesInUserNamespace(t *testing.T) {
+	needRoot(t)
+	all := []IDMap{{0, 0, 1<<32 - 1}}
+	mode := func(path string) uint32 {
+		t.Helper()
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Mode
+	}
+	for inside, device := range map[string]string{"/dev/full": "/dev/full", "/proc/timer_list": "/dev/null"} {
+		before := mode(device)
+		t.Cleanup(func() { _ = unix.Chmod(device, before&0o7777) })
+		s := spec(t, "mark", inside)
+		s.UIDMap, s.GIDMap = all, all
+		refused(t, s)
+		s.Args = []string{"/bin/box", "write", inside, "x"}
+		run(t, s) // full, or nothing happens: it is still what it is
+		if after := mode(device); after != before {
+			t.Errorf("%s had mode %o, and has %o", device, before, after)
+		}
+	}
+	foreign(t, "true") // skips where there is no instance of binfmt_misc, as before Linux 6.7
+	emulator := filepath.Join(t.TempDir(), "emulator")
+	program, err := os.ReadFile(box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(emulator, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := spec(t, "emulator")
+	if err := os.WriteFile(filepath.Join(s.RootPath, "sleep"), []byte("abcdef"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.Formats = []Format{{Name: "x", Magic: []byte("abc"), Mask: []byte{255, 255, 255}, Interpreter: emulator}}
+	before := mode(emulator)
+	if got := output(t, s); got != "" {
+		t.Errorf("a sandbox %s", strings.ReplaceAll(got, "\n", ", "))
+	}
+	if after := mode(emulator); after != before {
+		t.Errorf("the emulator had mode %o, and has %o", before, after)
+	}
+}
+
 // System calls by which others got out, or reached the machine.
 func TestRefusedCalls(t *testing.T) {
 	needRoot(t)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"kiln.build/runner/sandbox/launch"
 )
 
 // line is a format as binfmt_misc's register file takes it. The kernel opens
@@ -13,7 +15,7 @@ import (
 // programs get no rights by it (C): QEMU heeds the caller's environment, by
 // which the caller could make them do anything.
 func (f Format) line() (string, error) {
-	const separator = "\x01" // no part has it
+	const separator = launch.FormatSeparator
 	if f.Name == "" || len(f.Magic) == 0 || len(f.Mask) != len(f.Magic) || f.Interpreter == "" ||
 		strings.Contains(f.Name+f.Interpreter, separator) {
 		return "", fmt.Errorf("format %q is not complete", f.Name)

@@ -64,13 +64,30 @@ func (l *launch) bindNodes(dev int) error {
 }
 
 // openHostNode clones the host's /dev/name after checking that it is the
-// device which it is meant to be (CVE-2025-31133).
+// device which it is meant to be (CVE-2025-31133). It is the host's own inode,
+// whose mode and owner root could change where all ids are mapped: a read-only
+// mount forbids that, and lets the device be written to all the same.
 func openHostNode(name string, kind, major, minor uint32) (int, error) {
-	fd, err := cloneTree("/dev/"+name, false)
+	fd, err := cloneReadonly("/dev/" + name)
 	if err != nil {
 		return -1, err
 	}
 	if err := isDevice(fd, kind, major, minor); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// cloneReadonly clones a file of the host so that neither it nor its
+// attributes can be changed by way of the clone.
+func cloneReadonly(path string) (int, error) {
+	fd, err := cloneTree(path, false)
+	if err != nil {
+		return -1, err
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, attr); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

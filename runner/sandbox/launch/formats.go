@@ -1,6 +1,18 @@
 package launch
 
-import "golang.org/x/sys/unix"
+import (
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// FormatSeparator is between the fields of a line for binfmt_misc, of which
+// interpreterField is the program's path.
+const (
+	FormatSeparator  = "\x01" // no field has it
+	interpreterField = 6
+)
 
 // formats registers what runs programs of other architectures, in an
 // instance of binfmt_misc that belongs to this user namespace (Linux 6.7).
@@ -27,7 +39,7 @@ func (l *launch) formats() error {
 		return fail(step, "open register", err)
 	}
 	for _, line := range l.Formats {
-		if _, err := unix.Write(register, []byte(line)); err != nil {
+		if err := registerFormat(register, line); err != nil {
 			return fail(step, "register "+line[1:], err)
 		}
 	}
@@ -37,4 +49,20 @@ func (l *launch) formats() error {
 	}
 	unix.Close(fd)
 	return nil
+}
+
+// registerFormat registers one. The program is the host's, which each process
+// that it runs shows as /proc/PID/exe, and root where all ids are mapped could
+// make it setuid by that name, or another one: the kernel gets it from a mount
+// through which nothing can be changed.
+func registerFormat(register int, line string) error {
+	fields := strings.Split(line, FormatSeparator)
+	program, err := cloneReadonly(fields[interpreterField])
+	if err != nil {
+		return err
+	}
+	defer unix.Close(program)
+	fields[interpreterField] = "/proc/self/fd/" + strconv.Itoa(program)
+	_, err = unix.Write(register, []byte(strings.Join(fields, FormatSeparator)))
+	return err
 }

@@ -102,6 +102,31 @@ func attack(name string, args []string) error {
 		return f.Close()
 	case "chmod":
 		return os.Chmod(args[0], 0)
+	case "mark": // as sticky, which harms nobody
+		fi, err := os.Stat(args[0])
+		if err != nil {
+			return err
+		}
+		return os.Chmod(args[0], fi.Mode()|os.ModeSticky)
+	case "emulator": // the program that the kernel runs for another, which is open elsewhere
+		pid, err := syscall.ForkExec("sleep", []string{"1000"}, &syscall.ProcAttr{Dir: "/"})
+		if err != nil {
+			return err
+		}
+		exe := fmt.Sprintf("/proc/%d/exe", pid)
+		if os.Chmod(exe, 0o755|os.ModeSetuid) == nil {
+			fmt.Println("made it setuid")
+		}
+		if unix.Setxattr(exe, "user.owned", []byte("x"), 0) == nil {
+			fmt.Println("marked it")
+		}
+		if os.Truncate(exe, 0) == nil {
+			fmt.Println("emptied it")
+		}
+		if f, err := os.OpenFile(exe, os.O_WRONLY, 0); err == nil {
+			f.Close()
+			fmt.Println("opened it")
+		}
 	case "ptrace":
 		pid, _ := strconv.Atoi(args[0])
 		return unix.PtraceAttach(pid)
