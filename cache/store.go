@@ -135,6 +135,9 @@ func (s *Store) open() error {
 		s.images, err = layout.OpenExisting(s.path("images"))
 		return err
 	}
+	if err := closeToOthers(s.root); err != nil {
+		return err
+	}
 	if s.boot == "" {
 		if s.boot, err = bootID(); err != nil {
 			return err
@@ -154,6 +157,16 @@ func (s *Store) open() error {
 		return errors.Join(err, s.Close())
 	}
 	return nil
+}
+
+// closeToOthers lets nobody but the owner into a directory, whoever made it and
+// when: what is in a store, volumes too, may be setuid.
+func closeToOthers(dir string) error {
+	fi, err := os.Stat(dir)
+	if err != nil || fi.Mode().Perm()&0o077 == 0 {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
 }
 
 func (s *Store) checkVersion() error {
@@ -176,7 +189,8 @@ func (s *Store) create() error {
 	if err := os.Mkdir(s.root, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	known := map[string]bool{"version": true, "lost+found": true}
+	// Volumes, networks and events are others', who may have been faster.
+	known := map[string]bool{"version": true, "lost+found": true, "volumes": true, "networks": true, "events": true}
 	for _, p := range parts {
 		known[p.name] = true
 	}

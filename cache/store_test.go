@@ -90,6 +90,23 @@ func save(t testing.TB, s *Store, text string, r solver.Result) digest.Digest {
 	return a.Key
 }
 
+// A store lets nobody else in, whoever made its directory or opened it up.
+func TestOpenClosesToOthers(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "volumes"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := os.Chmod(root, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		closeTest(t, reopen(t, root, Options{}))
+		if fi, err := os.Stat(root); err != nil || fi.Mode().Perm() != 0o700 {
+			t.Errorf("store: %v, %v", fi.Mode(), err)
+		}
+	}
+}
+
 func isMiss(err error) bool { return errors.Is(err, solver.ErrMiss) }
 
 func TestOpen(t *testing.T) {

@@ -35,6 +35,11 @@ func (a *app) volumeCreate() *cobra.Command {
 			if err := f.applyLabels(&k); err != nil {
 				return err
 			}
+			store, err := a.open() // makes it, where this is the first command
+			if err != nil {
+				return err
+			}
+			defer store.Close()
 			set, err := a.containers()
 			if err != nil {
 				return err

@@ -45,9 +45,11 @@ func (a *app) networkCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := a.containers(); err != nil {
+			store, err := a.open() // makes it, where this is the first command
+			if err != nil {
 				return err
 			}
+			defer store.Close()
 			made, err := a.networks().Create(c.Context(), n, func(n *network.Network, others []*network.Network) error {
 				return establish(c.Context(), n, others)
 			})

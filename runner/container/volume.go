@@ -91,7 +91,8 @@ func (s Set) CreateVolume(name string, labels, options map[string]string) (strin
 		return dir, nil
 	}
 	fail := func(err error) (string, error) { return "", fmt.Errorf("make volume %s: %w", name, err) }
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	// What containers put there may be setuid.
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return fail(err)
 	}
 	if err := writeJSON(filepath.Join(s.volumes(), name, "volume.json"), volumeFile{version, time.Now().UTC(), labels, options}); err != nil {
