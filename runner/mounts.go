@@ -373,7 +373,9 @@ func (x *execution) ssh(m op.Mount) error {
 		}
 		return nil
 	}
-	m.ReadOnly = false // connecting is writing
+	// Connecting is possible, and changing the mode of the user's own socket is
+	// not.
+	m.ReadOnly = true
 	if err := x.add(m, socket); err != nil {
 		return err
 	}

@@ -95,6 +95,12 @@ func do(name string, args []string) error {
 	case "chmod":
 		n, _ := strconv.ParseUint(args[1], 8, 32)
 		return unix.Chmod(args[0], uint32(n))
+	case "dial":
+		c, err := net.Dial("unix", args[0])
+		if err != nil {
+			return err
+		}
+		return c.Close()
 	case "mv":
 		return os.Rename(args[0], args[1])
 	case "see": // adds to a file what a line prints, and why it fails
