@@ -116,6 +116,7 @@ func (a *app) commitLayer(ctx context.Context, store *cache.Store, k *container.
 	if err != nil {
 		return layer, err
 	}
+	defer dir.Close()
 	d, err := store.NewLayer()
 	if err != nil {
 		return layer, err
@@ -124,7 +125,7 @@ func (a *app) commitLayer(ctx context.Context, store *cache.Store, k *container.
 	rd, wr := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := archive.Pack(ctx, wr, dir, t, archive.PackOptions{})
+		err := archive.Pack(ctx, wr, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), t, archive.PackOptions{})
 		_ = wr.CloseWithError(err)
 		done <- err
 	}()

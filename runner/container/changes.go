@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -9,8 +10,10 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"kiln.build/cache"
 	"kiln.build/cache/tree"
+	"kiln.build/runner/overlay"
 )
 
 // Change is a path in which a container's file system differs from its
@@ -27,7 +30,12 @@ func (c *Container) Changes(ctx context.Context, store *cache.Store) ([]Change, 
 	if err != nil {
 		return nil, err
 	}
-	upper, err := c.scan(ctx, stubs, true)
+	dir, err := c.upper()
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	upper, err := c.scan(ctx, dir, stubs, true)
 	if err != nil {
 		return nil, err
 	}
@@ -99,10 +107,25 @@ func (c *Container) stubs() (map[string]bool, error) {
 	return stubs, nil
 }
 
+// upper opens the directory that has the container's changes, through a mount
+// by which no device can be opened: the container, if it runs, may put one in a
+// file's place (see reopen).
+func (c *Container) upper() (*os.File, error) {
+	f, err := overlay.Clone(c.fsDir())
+	if err != nil {
+		return nil, err
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV}
+	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return nil, errors.Join(os.NewSyscallError("mount_setattr", err), f.Close())
+	}
+	return f, nil
+}
+
 // scan reads the container's changes, but not the empty files that were made
 // as mount points for it.
-func (c *Container) scan(ctx context.Context, stubs map[string]bool, quick bool) (*tree.Tree, error) {
-	t, err := tree.Scan(ctx, c.fsDir(), tree.ScanOptions{
+func (c *Container) scan(ctx context.Context, dir *os.File, stubs map[string]bool, quick bool) (*tree.Tree, error) {
+	t, err := tree.Scan(ctx, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), tree.ScanOptions{
 		NoHash: quick,
 		Filter: func(p string, t tree.Type) (keep, descend bool) {
 			if !stubs[p] {
@@ -124,14 +147,20 @@ func (c *Container) emptyFile(p string) bool {
 }
 
 // Layer returns the container's changes as a layer's tree, and the directory
-// that has them. The container must not change them meanwhile: pause it.
-func (c *Container) Layer(ctx context.Context) (dir string, t *tree.Tree, err error) {
+// that has them, which the caller closes. The container should not change them
+// meanwhile: pause it.
+func (c *Container) Layer(ctx context.Context) (dir *os.File, t *tree.Tree, err error) {
 	stubs, err := c.stubs()
 	if err != nil {
-		return "", nil, err
+		return nil, nil, err
 	}
-	t, err = c.scan(ctx, stubs, false)
-	return c.fsDir(), t, err
+	if dir, err = c.upper(); err != nil {
+		return nil, nil, err
+	}
+	if t, err = c.scan(ctx, dir, stubs, false); err != nil {
+		return nil, nil, errors.Join(err, dir.Close())
+	}
+	return dir, t, nil
 }
 
 // SpaceUsed is the size of what the container has changed, in bytes.

@@ -155,6 +155,37 @@ func makeDir(root *os.File, p string) error {
 	return nil
 }
 
+// openRegular opens a regular file inside of a root for reading; see reopen.
+func openRegular(root *os.File, p string) (*os.File, error) {
+	f, err := openIn(root, p, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return reopen(f)
+}
+
+// reopen opens for reading what is open for its path alone, if that is a
+// regular file. A container can put a device node in a file's place, and
+// although no process of its own can open it, this one could: which starts a
+// watchdog, and rewinds a tape.
+func reopen(f *os.File) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, &os.PathError{Op: "open", Path: f.Name(), Err: errNotRegular}
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: f.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+var errNotRegular = errors.New("not a regular file")
+
 // openIn opens a path inside of a root; links lead nowhere else.
 func openIn(root *os.File, p string, flags int) (*os.File, error) {
 	if p = path.Clean("/" + p)[1:]; p == "" {

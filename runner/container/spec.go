@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/moby/sys/user"
-	"golang.org/x/sys/unix"
 	"kiln.build/runner/binfmt"
 	"kiln.build/runner/sandbox"
 )
@@ -138,14 +137,11 @@ const maxAccounts = 16 << 20
 
 // readAccounts reads a file of users or groups; one that is missing has none.
 func readAccounts(root *os.File, name string) (string, error) {
-	f, err := openIn(root, name, unix.O_RDONLY|unix.O_NONBLOCK)
+	f, err := openRegular(root, name)
 	if err != nil {
 		return "", nil //nolint:nilerr // whatever it is, there are no users in it
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return "", err
-	}
 	data, err := io.ReadAll(io.LimitReader(f, maxAccounts))
 	if err != nil {
 		return "", fmt.Errorf("read /%s: %w", name, err)

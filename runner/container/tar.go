@@ -171,22 +171,30 @@ func (t *tarWriter) regular(dir *os.File, name string, h *tar.Header, st *unix.S
 		}
 		t.links[key] = h.Name
 	}
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
 		return nil // another thing since
 	}
 	if err != nil {
 		return &os.PathError{Op: "open", Path: "/" + h.Name, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), h.Name)
+	at := os.NewFile(uintptr(fd), "/"+h.Name)
+	defer at.Close()
+	f, err := reopen(at)
+	if errors.Is(err, errNotRegular) {
+		return nil // likewise
+	}
+	if err != nil {
+		return err
+	}
 	defer f.Close()
 	var now unix.Stat_t
-	if err := unix.Fstat(fd, &now); err != nil || now.Mode&unix.S_IFMT != unix.S_IFREG {
-		return err
+	if err := unix.Fstat(int(f.Fd()), &now); err != nil {
+		return &os.PathError{Op: "stat", Path: "/" + h.Name, Err: err}
 	}
 	h.Size = now.Size
 	value := make([]byte, 64)
-	if n, err := unix.Fgetxattr(fd, capabilityXattr, value); err == nil {
+	if n, err := unix.Fgetxattr(int(f.Fd()), capabilityXattr, value); err == nil {
 		h.PAXRecords = map[string]string{capabilityRecord: string(value[:n])}
 	}
 	if err := t.tar.WriteHeader(h); err != nil {

@@ -136,7 +136,7 @@ func makeNode(root *os.Root, h *tar.Header) error {
 	case tar.TypeLink:
 		return root.Link(h.Linkname, h.Name)
 	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
-		parent, err := root.Open(path.Dir(h.Name))
+		parent, err := openParent(root, h.Name)
 		if err != nil {
 			return err
 		}
@@ -153,7 +153,7 @@ func (o ReadOptions) attributes(root *os.Root, h *tar.Header) error {
 	if h.Typeflag == tar.TypeLink {
 		return nil
 	}
-	parent, err := root.Open(path.Dir(h.Name))
+	parent, err := openParent(root, h.Name)
 	if err != nil {
 		return err
 	}
@@ -175,6 +175,12 @@ func (o ReadOptions) attributes(root *os.Root, h *tar.Header) error {
 		return errors.Join(o.owner(f, h), linkTime(root, h))
 	}
 	return o.set(f, h)
+}
+
+// openParent opens the directory that a name is in, and nothing else that may
+// have taken its place, such as a FIFO or a device.
+func openParent(root *os.Root, name string) (*os.File, error) {
+	return root.OpenFile(path.Dir(name), os.O_RDONLY|unix.O_DIRECTORY, 0)
 }
 
 // owner gives f its owner; f may be open for its path alone.
@@ -199,6 +205,16 @@ func (o ReadOptions) set(f *os.File, h *tar.Header) error {
 	}
 	self := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	mode := h.FileInfo().Mode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
+	if !o.Owners && h.Typeflag == tar.TypeReg {
+		// What gave the rights of one owner does not give those of another: of
+		// root, here, where a user of the container was meant.
+		if h.Uid != o.UID {
+			mode &^= fs.ModeSetuid
+		}
+		if h.Gid != o.GID {
+			mode &^= fs.ModeSetgid
+		}
+	}
 	if err := os.Chmod(self, mode); err != nil {
 		return err
 	}
@@ -212,7 +228,7 @@ func (o ReadOptions) set(f *os.File, h *tar.Header) error {
 
 // linkTime gives a link its own time.
 func linkTime(root *os.Root, h *tar.Header) error {
-	parent, err := root.Open(path.Dir(h.Name))
+	parent, err := openParent(root, h.Name)
 	if err != nil {
 		return err
 	}
