@@ -41,6 +41,14 @@ func (f *healthFlags) health(img *dockerspec.DockerOCIImageConfig) (*container.H
 	if i := img.Healthcheck; i != nil {
 		h.Test, h.Interval, h.Timeout, h.Retries = i.Test, i.Interval, i.Timeout, i.Retries
 		h.StartPeriod, h.StartInterval = i.StartPeriod, i.StartInterval
+		// What is refused to the user is not for an image either: its monitor
+		// would check without a pause.
+		for _, d := range []*time.Duration{&h.Interval, &h.Timeout, &h.StartPeriod, &h.StartInterval} {
+			if *d < time.Millisecond {
+				*d = 0
+			}
+		}
+		h.Retries = max(h.Retries, 0)
 	}
 	if f.command != "" {
 		h.Test = []string{"CMD-SHELL", f.command}
@@ -68,7 +76,7 @@ func (f *healthFlags) health(img *dockerspec.DockerOCIImageConfig) (*container.H
 	if f.retries > 0 {
 		h.Retries = f.retries
 	}
-	if len(h.Test) < 2 || h.Test[0] == "NONE" {
+	if len(h.Test) < 2 || h.Test[0] != "CMD" && h.Test[0] != "CMD-SHELL" { // NONE, too
 		return nil, nil
 	}
 	return h, nil

@@ -39,12 +39,13 @@ func ParseSignal(s string) (unix.Signal, error) {
 	return 0, fmt.Errorf("invalid signal: %s", s)
 }
 
-// stopSignal is what asks the container to end.
-func (c *Container) stopSignal() (unix.Signal, error) {
-	if c.StopSignal == "" {
-		return unix.SIGTERM, nil
+// stopSignal is what asks the container to end. An image may name one that is
+// none; its containers are stopped by the usual one, as with docker.
+func (c *Container) stopSignal() unix.Signal {
+	if s, err := ParseSignal(c.StopSignal); err == nil {
+		return s
 	}
-	return ParseSignal(c.StopSignal)
+	return unix.SIGTERM
 }
 
 // signal sends a signal to the container's command. One that has ended is no
@@ -88,8 +89,8 @@ func (c *Container) Kill(ctx context.Context, s unix.Signal) error {
 	if s == unix.SIGKILL {
 		return ignoreEnded(c.end(ctx, s))
 	}
-	if stop, err := c.stopSignal(); err != nil || s != stop {
-		return errors.Join(err, c.signal(s))
+	if s != c.stopSignal() {
+		return c.signal(s)
 	}
 	return c.terminate(ctx, s)
 }
@@ -105,11 +106,9 @@ func (c *Container) Stop(ctx context.Context, o StopOptions) error {
 	if ok, _, err := c.May(Stop); err != nil || !ok {
 		return err
 	}
-	sig, err := o.Signal, error(nil)
+	sig := o.Signal
 	if sig == 0 {
-		if sig, err = c.stopSignal(); err != nil {
-			return err
-		}
+		sig = c.stopSignal()
 	}
 	wait := c.StopWait
 	if o.Seconds != nil {
@@ -124,7 +123,8 @@ func (c *Container) Stop(ctx context.Context, o StopOptions) error {
 		waiting, cancel = context.WithTimeout(ctx, time.Duration(wait)*time.Second)
 		defer cancel()
 	}
-	if _, err = c.Wait(waiting); err != nil && ctx.Err() == nil && waiting.Err() != nil {
+	_, err := c.Wait(waiting)
+	if err != nil && ctx.Err() == nil && waiting.Err() != nil {
 		err = c.end(ctx, unix.SIGKILL)
 	}
 	if err = ignoreEnded(err); err == nil {

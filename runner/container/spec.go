@@ -26,7 +26,6 @@ func (r *run) makeSpec(ctx context.Context) error {
 	if err := makeDir(r.root, c.Cwd); err != nil {
 		return fmt.Errorf("make the working directory: %w", err)
 	}
-	cmd.Rlimits, cmd.OOMScoreAdj = c.Rlimits, c.OOM
 	r.spec = sandbox.Spec{
 		Command: cmd, Runtime: c.Runtime, Root: r.root, ReadonlyRoot: c.ReadOnly, Hostname: c.Hostname, ShmSize: c.ShmSize,
 		Limits: limits, Init: c.Init, Accounting: true, Devices: c.Devices, Sysctls: c.Sysctls,
@@ -72,7 +71,7 @@ type CommandOptions struct {
 	Size       sandbox.Size // of the terminal; zero is 24 by 80
 }
 
-// Command is a command with the container's rights, for the user that a root
+// Command is a command with the container's rights and limits, for the user that a root
 // directory knows by this name.
 func (c *Container) Command(root *os.File, o CommandOptions) (sandbox.Command, error) {
 	who, err := lookUpUser(root, o.User, c.Groups)
@@ -90,6 +89,7 @@ func (c *Container) Command(root *os.File, o CommandOptions) (sandbox.Command, e
 		Args: o.Args, Env: env, Cwd: o.Cwd, UID: who.Uid, GID: who.Gid, Groups: who.Sgids,
 		Privileged: c.Privileged || o.Privileged, NoNewPrivs: c.NoNewPrivs,
 		Capabilities: capabilities(c.CapAdd, c.CapDrop), Seccomp: c.Seccomp,
+		Rlimits: c.Rlimits, OOMScoreAdj: c.OOM,
 	}
 	if !o.Terminal {
 		return cmd, nil

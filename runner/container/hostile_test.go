@@ -112,3 +112,12 @@ func TestSetIDOfOthers(t *testing.T) {
 		}
 	}
 }
+
+// A container can be stopped whatever its image says.
+func TestStopSignalOfHostileImages(t *testing.T) {
+	for _, name := range []string{"", "0", "65", "-1", "SIGFOO", "SIGRTMAX+1"} {
+		if s := (&Container{Config: Config{StopSignal: name}}).stopSignal(); s != unix.SIGTERM {
+			t.Errorf("%q is signal %d", name, s)
+		}
+	}
+}
