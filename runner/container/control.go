@@ -257,13 +257,10 @@ func (w *watch) serveWait(k *conn) {
 // serveRoot hands the root of the container's command out: another process
 // of a user without rights may not open it itself.
 func (w *watch) serveRoot(k *conn) {
-	w.mu.Lock()
-	st := w.st
-	_, err := w.c.may(Top, st.Status)
-	w.mu.Unlock()
+	p, err := w.command(Top)
 	var root *os.File
 	if err == nil {
-		root, err = w.c.liveRoot(st)
+		root, err = p.Root()
 	}
 	if err != nil {
 		reply(k, err)
@@ -273,15 +270,28 @@ func (w *watch) serveRoot(k *conn) {
 	_ = send(k.UnixConn, answer{}, root)
 }
 
+// command is the container's command, if its state allows the verb.
+func (w *watch) command(v Verb) (*sandbox.Process, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, err := w.c.may(v, w.st.Status); err != nil {
+		return nil, err
+	}
+	if w.proc == nil {
+		return nil, errEnded
+	}
+	return w.proc, nil
+}
+
 // serveTop lists the processes, for the same reason.
 func (w *watch) serveTop(k *conn) {
-	w.mu.Lock()
-	pid := w.st.PID
-	_, err := w.c.may(Top, w.st.Status)
-	w.mu.Unlock()
+	p, err := w.command(Top)
 	var a answer
 	if err == nil {
-		a.Processes, err = processes(pid)
+		a.Processes, err = processes(p.PID())
+	}
+	if err == nil {
+		err = p.Signal(0) // else the number may be another's
 	}
 	if err != nil {
 		reply(k, err)

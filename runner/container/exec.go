@@ -161,14 +161,11 @@ func keepTerminal(k *conn, t *os.File, ended <-chan struct{}) {
 }
 
 func (w *watch) startExec(ctx context.Context, q *execRequest, files []*os.File) (*sandbox.Process, string, error) {
-	w.mu.Lock()
-	_, err := w.c.may(Exec, w.st.Status)
-	st := w.st
-	w.mu.Unlock()
+	first, err := w.command(Exec)
 	if err != nil {
 		return nil, "", err
 	}
-	root, err := w.c.liveRoot(st)
+	root, err := first.Root()
 	if err != nil {
 		return nil, "", err
 	}
@@ -183,7 +180,7 @@ func (w *watch) startExec(ctx context.Context, q *execRequest, files []*os.File)
 		}
 		*[]**os.File{&cmd.Stdin, &cmd.Stdout, &cmd.Stderr}[n] = files[i]
 	}
-	p, err := sandbox.Exec(ctx, st.PID, cmd)
+	p, err := first.Exec(ctx, cmd)
 	var failed *sandbox.CommandError
 	if err != nil && !errors.As(err, &failed) {
 		err = &sandbox.CommandError{Message: err.Error(), Code: 126} // such as a working directory that is not there

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"kiln.build/runner/sandbox"
 )
 
@@ -133,7 +132,7 @@ func (r *run) check(ctx context.Context, p *sandbox.Process) {
 		if paused {
 			continue
 		}
-		result := r.probe(ctx, p.PID())
+		result := r.probe(ctx, p)
 		if ctx.Err() != nil {
 			return
 		}
@@ -151,12 +150,12 @@ func (r *run) check(ctx context.Context, p *sandbox.Process) {
 }
 
 // probe runs the check once.
-func (r *run) probe(ctx context.Context, pid int) HealthResult {
+func (r *run) probe(ctx context.Context, p *sandbox.Process) HealthResult {
 	x := HealthResult{Start: time.Now().UTC()}
 	limit := or(r.c.Health.Timeout, healthTimeout)
 	timed, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	out, code, err := r.checkOnce(timed, pid)
+	out, code, err := r.checkOnce(timed, p)
 	x.End, x.ExitCode, x.Output = time.Now().UTC(), code, out
 	var cmd *sandbox.CommandError
 	switch {
@@ -174,8 +173,8 @@ func (r *run) probe(ctx context.Context, pid int) HealthResult {
 	return x
 }
 
-func (r *run) checkOnce(ctx context.Context, pid int) (string, int, error) {
-	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+func (r *run) checkOnce(ctx context.Context, first *sandbox.Process) (string, int, error) {
+	root, err := first.Root()
 	if err != nil {
 		return "", 0, err
 	}
@@ -191,7 +190,7 @@ func (r *run) checkOnce(ctx context.Context, pid int) (string, int, error) {
 	}
 	defer rd.Close()
 	cmd.Stdout, cmd.Stderr = wr, wr
-	p, err := sandbox.Exec(ctx, pid, cmd)
+	p, err := first.Exec(ctx, cmd)
 	_ = wr.Close()
 	if err != nil {
 		return "", 0, err

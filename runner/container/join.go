@@ -1,6 +1,7 @@
 package container
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -57,6 +58,10 @@ func (r *run) namespaceOf(id, what, name string) (ns *os.File, pid int, err erro
 		return nil, 0, fmt.Errorf("join the %s namespace of container %s: %w", what, other.Name, err)
 	}
 	r.onClose(ns.Close)
+	if still, err := other.still(st); !still {
+		// Else it may be the machine's own.
+		return nil, 0, errors.Join(fmt.Errorf("cannot join %s namespace of a non running container: container %s has ended", what, other.Name), err)
+	}
 	return ns, st.PID, nil
 }
 

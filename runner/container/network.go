@@ -269,6 +269,9 @@ func (r *run) shareNetwork() error {
 		return fmt.Errorf("cannot join network of container %s: %w", other.Name, err)
 	}
 	r.onClose(ns.Close)
+	if still, err := other.still(st); !still {
+		return errors.Join(fmt.Errorf("cannot join network of a non running container: %s", other.ID), err)
+	}
 	r.spec.Network.Join, r.host = ns, other
 	return nil
 }

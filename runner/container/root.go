@@ -122,15 +122,6 @@ func (c *Container) openLive(ctx context.Context) (*os.File, error) {
 	return files[0], nil
 }
 
-// liveRoot is the root of the container's command.
-func (c *Container) liveRoot(st State) (*os.File, error) {
-	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", st.PID), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the root of container %s: %w", c.Name, err)
-	}
-	return f, nil
-}
-
 // makeDir makes a directory inside of a root, and those above it, where they
 // are missing.
 func makeDir(root *os.File, p string) error {

@@ -63,9 +63,7 @@ func (c *Container) signal(s unix.Signal) error {
 		return fmt.Errorf("find process %d of container %s: %w", st.PID, c.Name, err)
 	}
 	defer unix.Close(fd)
-	// The descriptor is of the container's command if that has the number
-	// still: as long as its monitor lives, which reaps it and then says so.
-	if now, err := c.State(); err != nil || now.PID != st.PID || !now.Started.Equal(st.Started) {
+	if still, err := c.still(st); !still {
 		return err
 	}
 	err = unix.PidfdSendSignal(fd, s, nil, 0)
@@ -77,6 +75,14 @@ func (c *Container) signal(s unix.Signal) error {
 	}
 	c.Note("kill", "signal", strconv.Itoa(int(s)))
 	return nil
+}
+
+// still reports whether the container's command is that of a state. What was
+// opened by its number before is of that command then: it has the number until
+// its monitor reaps it, which then says so.
+func (c *Container) still(st State) (bool, error) {
+	now, err := c.State()
+	return err == nil && now.PID == st.PID && now.Started.Equal(st.Started), err
 }
 
 // Kill sends a signal to the container's command. After SIGKILL, or the

@@ -35,6 +35,23 @@ func Exec(ctx context.Context, pid int, c Command) (*Process, error) {
 	return p, err
 }
 
+// Exec is the function Exec in p's sandbox. It is in no other one, should p have
+// ended and its number have become another process's.
+func (p *Process) Exec(ctx context.Context, c Command) (*Process, error) {
+	p.mu.Lock()
+	fd, err := -1, error(unix.ESRCH)
+	if !p.ended {
+		fd, err = unix.FcntlInt(p.pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("the sandbox has ended: %w", err)
+	}
+	target := os.NewFile(uintptr(fd), "pidfd")
+	defer target.Close()
+	return execIn(ctx, p.pid, target, &c)
+}
+
 func execIn(ctx context.Context, pid int, target *os.File, cmd *Command) (*Process, error) {
 	flags, err := otherNamespaces(pid)
 	if err != nil {

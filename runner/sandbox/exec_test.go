@@ -123,6 +123,38 @@ func TestExecEndsWithSandbox(t *testing.T) {
 	}
 }
 
+// A sandbox that has ended is not taken for the process that has its number
+// then.
+func TestNumberOfAnother(t *testing.T) {
+	p := running(t, nil)
+	root, err := p.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root.Close()
+	x, err := p.Exec(t.Context(), Command{Args: []string{"/bin/box", "exit", "3"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, err := x.Wait(); err != nil || status.Code != 3 {
+		t.Errorf("exec: %+v, %v", status, err)
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p.pid = os.Getpid()
+	if f, err := p.Root(); !errors.Is(err, unix.ESRCH) {
+		f.Close()
+		t.Errorf("root of another: %v", err)
+	}
+	if _, err := p.Exec(t.Context(), Command{Args: []string{"/bin/true"}}); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("exec in another: %v", err)
+	}
+}
+
 func chownTree(t *testing.T, dir string, id int) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

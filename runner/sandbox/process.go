@@ -38,6 +38,20 @@ func (p *Process) PID() int { return p.pid }
 // has ended. It belongs to p and is closed by Wait.
 func (p *Process) PidFD() *os.File { return p.pidfd }
 
+// Root opens the root directory that the command sees, for its path alone.
+func (p *Process) Root() (*os.File, error) {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", p.pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the root: %w", err)
+	}
+	// The number was p's then if p has not been waited for yet: else it may be
+	// that of a process of the host by now, with the host's root.
+	if err := p.Signal(0); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the root: %w", err), f.Close())
+	}
+	return f, nil
+}
+
 // Created returns the paths, outermost first, that were made in the root as
 // mount points for lack of them; they are still there when the sandbox has
 // ended.
