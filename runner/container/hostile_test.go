@@ -113,6 +113,29 @@ func TestSetIDOfOthers(t *testing.T) {
 	}
 }
 
+// A device that a container made for everybody is not everybody's where it is
+// copied to.
+func TestDevicesOfOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("making devices takes root")
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeChar, Name: "zero", Mode: 0o666, Devmajor: 1, Devminor: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := ReadTar(&b, openRoot(t, dir), ReadOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(filepath.Join(dir, "zero")); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", fi.Mode(), err)
+	}
+}
+
 // A container can be stopped whatever its image says.
 func TestStopSignalOfHostileImages(t *testing.T) {
 	for _, name := range []string{"", "0", "65", "-1", "SIGFOO", "SIGRTMAX+1"} {

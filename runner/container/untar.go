@@ -205,6 +205,9 @@ func (o ReadOptions) set(f *os.File, h *tar.Header) error {
 	}
 	self := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	mode := h.FileInfo().Mode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
+	if !o.Owners && (h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock) {
+		mode &= 0o700 // a container can make nodes of all devices, and open few
+	}
 	if !o.Owners && h.Typeflag == tar.TypeReg {
 		// What gave the rights of one owner does not give those of another: of
 		// root, here, where a user of the container was meant.
