@@ -25,7 +25,7 @@ func main() {
 	err := c.ExecuteContext(ctx)
 	stop()
 	if err != nil && err.Error() != "" {
-		fmt.Fprintln(os.Stderr, "kiln: "+err.Error())
+		fmt.Fprintln(tamed(os.Stderr), "kiln: "+err.Error())
 	}
 	os.Exit(exitCode(err))
 }

@@ -31,16 +31,16 @@ func newDisplay(mode string, out io.Writer) (display, error) {
 		if terminal && os.Getenv("TERM") != "dumb" {
 			return newTTY(f), nil
 		}
-		return newPlain(out), nil
+		return newPlain(tamed(out)), nil
 	case "plain":
-		return newPlain(out), nil
+		return newPlain(tamed(out)), nil
 	case "tty":
 		if !terminal {
 			return nil, errors.New("--progress=tty: standard error is not a terminal")
 		}
 		return newTTY(f), nil
 	case "quiet", "none":
-		return &quiet{out: out}, nil
+		return &quiet{out: tamed(out)}, nil
 	}
 	return nil, fmt.Errorf("--progress=%q: must be auto, plain, tty, quiet or none", mode)
 }

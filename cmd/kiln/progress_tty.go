@@ -270,5 +270,5 @@ func (t *tty) Close(err error) {
 	}
 	t.finished = append(t.finished, fmt.Sprintf("[+] Building %s (%d/%d) %s", seconds(time.Since(t.begun)), t.done, t.steps.last, state))
 	t.draw()
-	printFailures(t.out, t.steps.byVertex)
+	printFailures(tamed(t.out), t.steps.byVertex)
 }
