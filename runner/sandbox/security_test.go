@@ -26,7 +26,8 @@ func TestInitCannotBeOverwritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
-	if err != nil || seals != unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE {
+	const content = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if err != nil || seals&content != content {
 		t.Errorf("seals %#x, error %v", seals, err)
 	}
 	// An entry point of /proc/self/exe would execute the init once more.
@@ -40,6 +41,14 @@ func TestInitCannotBeOverwritten(t *testing.T) {
 	// With Init it stays as process 1, and is still no file of the host.
 	s = spec(t, "open", "/proc/1/exe")
 	s.Init = true
+	refused(t, s)
+	fd, err := unix.MemfdCreate("probe", unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if err != nil {
+		return // before Linux 6.3, with which that seal came, too
+	}
+	unix.Close(fd)
+	// Nor can it be kept from being executed again, for exec and restarts.
+	s.Args = []string{"/bin/box", "chmod", "/proc/1/exe"}
 	refused(t, s)
 }
 

@@ -50,8 +50,15 @@ func sealed(name string, program []byte) (*os.File, error) {
 		f.Close()
 		return nil, err
 	}
-	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	// The last one is of the right to execute, which root in a sandbox could take
+	// away by the name /proc/1/exe, from kiln exec too. Before Linux 6.3 there is
+	// none.
+	seals := unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_EXEC
 	_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+	if err == unix.EINVAL {
+		seals &^= unix.F_SEAL_EXEC
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+	}
 	// On a busy machine the kernel may still hold pages that were just
 	// written. It waits some 150 ms for them before it says so.
 	for tries := 0; err == unix.EBUSY && tries < 40; tries++ {
