@@ -15,7 +15,7 @@ import (
 
 // firewallVersion changes with the rules, so that those of an older program
 // are replaced.
-const firewallVersion = 2
+const firewallVersion = 3
 
 // ensureFirewall makes the table of all bridges, with each line that names one
 // for each of them:
@@ -25,9 +25,13 @@ const firewallVersion = 2
 //			type nat hook postrouting priority srcnat; policy accept;
 //			ip saddr SUBNET oifname != "kiln0" masquerade
 //		}
+//		chain apart {
+//			oifname "kiln0" drop
+//		}
 //		chain forward {
 //			type filter hook forward priority filter; policy accept;
 //			iifname "kiln0" oifname "kiln0" accept
+//			iifname "kiln0" jump apart
 //			oifname "kiln0" ct state established,related accept
 //			oifname "kiln0" drop
 //			iifname "kiln0" accept
@@ -90,8 +94,16 @@ func (b *Bridge) fillTable(conn *nftables.Conn, table *nftables.Table, all []kno
 	}
 	from := func(k known) []expr.Any { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, k.name) }
 	into := func(k known) []expr.Any { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, k.name) }
+	// Whatever goes from one bridge to another, since containers can forge
+	// packets: one from a server outside that another bridge's container talks
+	// to would be taken for its answer.
+	apart := conn.AddChain(&nftables.Chain{Name: "apart", Table: table})
 	for _, k := range all {
+		add(apart, into(k), verdict(expr.VerdictDrop))
 		add(forward, from(k), into(k), verdict(expr.VerdictAccept))
+		add(forward, from(k), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: apart.Name}})
+	}
+	for _, k := range all {
 		if !k.Internal {
 			add(postrouting, fromSubnet(k.Subnet), ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, k.name), []expr.Any{&expr.Masq{}})
 			add(forward, into(k), answers(), verdict(expr.VerdictAccept))
