@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -74,6 +75,26 @@ func TestHostFilesInUserNamespace(t *testing.T) {
 	}
 	if after := mode(emulator); after != before {
 		t.Errorf("the emulator had mode %o, and has %o", before, after)
+	}
+}
+
+// In a user namespace and the machine's network, a sandbox sees no more of the
+// machine's sysfs than others do: nothing that is mounted in there.
+func TestSysfsOfHostNetwork(t *testing.T) {
+	needRoot(t)
+	all := []IDMap{{0, 0, 1<<32 - 1}}
+	var mounts [2][]string
+	for i, m := range [][]IDMap{nil, all} {
+		s := spec(t, "cat", "/proc/self/mountinfo")
+		s.Network.Host, s.UIDMap, s.GIDMap = true, m, m
+		for l := range strings.Lines(output(t, s)) {
+			if f := strings.Fields(l); strings.HasPrefix(f[4], "/sys") {
+				mounts[i] = append(mounts[i], f[4]+" "+f[5])
+			}
+		}
+	}
+	if !slices.Equal(mounts[0], mounts[1]) {
+		t.Errorf("mounts %q, want %q", mounts[1], mounts[0])
 	}
 }
 

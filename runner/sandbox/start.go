@@ -78,7 +78,7 @@ func start(ctx context.Context, s *Spec, made func() (groups, error)) (*Process,
 		attr.Pdeathsig = unix.SIGKILL
 	}
 	if s.UIDMap != nil {
-		opened, err := plan.openSources()
+		opened, err := plan.openSources(s.Network.Host)
 		defer closeAll(opened)
 		if err != nil {
 			return nil, err
@@ -221,41 +221,6 @@ func cloneFlags(s *Spec) uintptr {
 		}
 	}
 	return flags
-}
-
-// openSources clones the root and the bind mounts for an init in a user
-// namespace of its own, which may not pass the directories that lead there.
-func (p *plan) openSources() ([]*os.File, error) {
-	var opened []*os.File
-	open := func(path string, recursive bool) (int, error) {
-		flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-		if recursive {
-			flags |= unix.AT_RECURSIVE
-		}
-		fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
-		if err != nil {
-			return -1, fmt.Errorf("clone mount %s: %w", path, err)
-		}
-		opened = append(opened, os.NewFile(uintptr(fd), path))
-		return p.file(opened[len(opened)-1]), nil
-	}
-	var err error
-	if p.Root < 0 {
-		if p.Root, err = open(p.RootPath, true); err != nil {
-			return opened, err
-		}
-	}
-	for i := range p.Config.Mounts {
-		m := &p.Config.Mounts[i]
-		if m.Kind != launch.KindBind {
-			continue
-		}
-		m.Kind = launch.KindFD
-		if m.FD, err = open(m.Source, m.Recursive); err != nil {
-			return opened, err
-		}
-	}
-	return opened, nil
 }
 
 func closeAll(files []*os.File) {

@@ -154,6 +154,10 @@ func newMount(kind string, options []string, flags uint64, source string) (int, 
 	return unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, int(flags))
 }
 
+// NewMount makes a file system of a kind, as a detached mount, for a sandbox
+// whose init may not.
+func NewMount(kind string) (int, error) { return newMount(kind, nil, 0, "") }
+
 func without(options []string, prefix string) []string {
 	var kept []string
 	for _, o := range options {
