@@ -98,7 +98,7 @@ func (a *app) eventFormat(format string) (func(*container.Event) error, error) {
 				}
 				b.WriteString(k + "=" + e.Actor.Attributes[k])
 			}
-			_, err := fmt.Fprintf(a.stdout, "%s %s %s %s (%s)\n",
+			_, err := fmt.Fprintf(tamed(a.stdout), "%s %s %s %s (%s)\n",
 				time.Unix(0, e.TimeNano).Format("2006-01-02T15:04:05.000000000Z07:00"), e.Type, e.Action, e.Actor.ID, &b)
 			return err
 		}, nil

@@ -31,8 +31,9 @@ func (a *app) diffCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				out := tamed(a.stdout)
 				for _, x := range all {
-					if _, err := fmt.Fprintf(a.stdout, "%c %s\n", x.Kind, x.Path); err != nil {
+					if _, err := fmt.Fprintf(out, "%c %s\n", x.Kind, x.Path); err != nil {
 						return err
 					}
 				}

@@ -38,7 +38,7 @@ as these say.`,
 			if len(args) > 1 {
 				return a.topBy(c.Context(), all, args[1:])
 			}
-			w := tabwriter.NewWriter(a.stdout, 20, 1, 3, ' ', 0)
+			w := tabwriter.NewWriter(tamed(a.stdout), 20, 1, 3, ' ', 0)
 			fmt.Fprintln(w, "UID\tPID\tPPID\tC\tSTIME\tTTY\tTIME\tCMD")
 			for _, p := range all {
 				cpu := int(p.CPU.Seconds())
@@ -90,5 +90,5 @@ func (a *app) topBy(ctx context.Context, keep []container.Process, options []str
 			lines = append(lines, strings.TrimSuffix(line, "\n"))
 		}
 	}
-	return writeLines(a.stdout, lines...)
+	return writeLines(tamed(a.stdout), lines...)
 }

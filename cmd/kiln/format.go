@@ -23,6 +23,7 @@ const formatHelp = "print as: table, table TEMPLATE, json, or a Go template"
 // object a line, and anything else is a template for each row. Rows are
 // structs whose fields are what templates name.
 func printRows[T any](w io.Writer, format, columns string, headers map[string]string, rows []T) error {
+	w = tamed(w) // rows hold what images and containers say
 	if format == "json" {
 		for _, r := range rows {
 			b, err := json.Marshal(r)
