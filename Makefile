@@ -9,6 +9,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 GOARCH  ?= $(shell $(GO) env GOARCH)
 
 INIT    := runner/sandbox/initbin/init
+MONITOR := runner/monitor/monitorbin/program
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.gitCommit=$(shell git rev-parse HEAD 2>/dev/null)
 BUILD   := CGO_ENABLED=0 GOARCH=$(GOARCH) $(GO) build -trimpath
 
@@ -20,7 +21,7 @@ MODULES   := . examples/toolbox
 TESTFLAGS ?=
 FUZZTIME  ?= 20s
 
-.PHONY: all kiln init test test-vm conformance lint demo bench bench-micro fuzz soak update cross install clean toolbox runtime-tools help
+.PHONY: all kiln init monitor test test-vm conformance lint demo bench bench-micro fuzz soak update cross install clean toolbox runtime-tools help
 
 all: kiln
 
@@ -28,7 +29,14 @@ all: kiln
 init:
 	@$(BUILD) -ldflags '-s -w' -o $(INIT) ./runner/sandbox/init
 
-kiln: init ## bin/kiln, static
+# So is a container's monitor, which has the init in it in turn. It is packed by
+# a program for this machine, whatever GOARCH is.
+monitor: init
+	@$(BUILD) -tags kiln_embed,kiln_monitor -ldflags '-s -w' -o $(MONITOR) ./runner/monitor/program
+	@CGO_ENABLED=0 GOARCH= $(GO) run ./runner/monitor/monitorbin/pack $(MONITOR)
+	@rm -f $(MONITOR)
+
+kiln: monitor ## bin/kiln, static
 	@$(BUILD) -tags kiln_embed -ldflags '$(LDFLAGS)' -o bin/kiln ./cmd/kiln
 
 toolbox:
@@ -93,7 +101,7 @@ install: kiln ## into $(DESTDIR)$(PREFIX)/bin
 	@install -D -m 755 bin/kiln $(DESTDIR)$(PREFIX)/bin/kiln
 
 clean:
-	@rm -rf bin $(INIT)
+	@rm -rf bin $(INIT) $(MONITOR).zst $(MONITOR).sum
 
 help:
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while read -r a b; do printf 'make %-14s %s\n' "$$a" "$$b"; done

@@ -20,6 +20,7 @@
 //	unsynced/BOOT/     names of what a power loss could spoil; see unsynced
 //	history/           what explains builds; see HistoryDir and package history
 //	containers/        belongs to package runner/container
+//	programs/          belongs to package runner/monitor/monitorbin
 //
 // HEX is the hexadecimal part of a SHA-256 digest, HH its first two digits.
 // Every file appears by a rename once it is whole, so a process that is
@@ -100,7 +101,7 @@ var parts = []struct {
 	mode fs.FileMode
 }{
 	{"history", 0o700}, {"layers", 0o700}, {"actions", 0o700}, {"blobs", 0o700}, {"locks", 0o700}, {"contexts", 0o700},
-	{"caches", 0o700}, {"tmp", 0o700}, {"unsynced", 0o700}, {"containers", 0o700}, {"images", 0o755},
+	{"caches", 0o700}, {"tmp", 0o700}, {"unsynced", 0o700}, {"containers", 0o700}, {"programs", 0o700}, {"images", 0o755},
 }
 
 // Open opens the store in a directory, which is made if it is not there or

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"kiln.build/cache"
 	"kiln.build/cache/tree"
+	"kiln.build/runner/network/dns"
 	"kiln.build/runner/overlay"
 	"kiln.build/runner/sandbox"
 	"kiln.build/solver"
@@ -30,7 +30,7 @@ func (x *execution) etc() error {
 	x.onClose(func() error { return os.RemoveAll(dir) })
 	resolv := []byte{}
 	if x.o.Network != "none" {
-		if resolv, err = ResolvConf(!x.spec.Network.Host); err != nil {
+		if resolv, err = dns.SandboxConf(!x.spec.Network.Host); err != nil {
 			return err
 		}
 	}
@@ -88,58 +88,11 @@ func (x *execution) knowNameserver(addr string) error {
 	if addr == "" {
 		return nil
 	}
-	conf, err := ResolvConf(true)
+	conf, err := dns.SandboxConf(true)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(x.resolvFile, WithNameserver(conf, addr), 0o644)
-}
-
-// WithNameserver returns a resolver configuration with another nameserver in
-// place of its own.
-func WithNameserver(conf []byte, addr string) []byte {
-	var b strings.Builder
-	for line := range strings.Lines(string(conf)) {
-		if f := strings.Fields(line); len(f) > 0 && f[0] != "nameserver" {
-			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
-		}
-	}
-	return []byte(b.String() + "nameserver " + addr + "\n")
-}
-
-// ResolvConf is the resolver configuration for a sandbox. In a network of its
-// own this machine's loopback cannot be reached, so the servers that systemd's
-// local one asks are taken instead, as docker does.
-func ResolvConf(own bool) ([]byte, error) {
-	data, err := os.ReadFile("/etc/resolv.conf")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil || !own || !onlyLoopback(data) {
-		return data, err
-	}
-	upstream, err := os.ReadFile("/run/systemd/resolve/resolv.conf")
-	if err != nil {
-		return data, nil
-	}
-	return upstream, nil
-}
-
-// onlyLoopback reports whether all name servers are on this machine's own
-// loopback.
-func onlyLoopback(conf []byte) bool {
-	servers, local := 0, 0
-	for line := range strings.Lines(string(conf)) {
-		f := strings.Fields(line)
-		if len(f) < 2 || f[0] != "nameserver" {
-			continue
-		}
-		servers++
-		if strings.HasPrefix(f[1], "127.") || f[1] == "::1" {
-			local++
-		}
-	}
-	return servers > 0 && servers == local
+	return os.WriteFile(x.resolvFile, dns.WithNameserver(conf, addr), 0o644)
 }
 
 // mounts adds the step's own mounts, outer ones before those inside them.

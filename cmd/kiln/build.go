@@ -22,6 +22,7 @@ import (
 	"kiln.build/frontend"
 	"kiln.build/frontend/dockerfile"
 	"kiln.build/runner"
+	"kiln.build/runner/cdi"
 	"kiln.build/solver"
 )
 
@@ -272,7 +273,7 @@ func (f *buildFlags) options() (o dockerfile.Options, err error) {
 }
 
 func (b *builder) newRunner() (*runner.Runner, error) {
-	r := &runner.Runner{Store: b.store, CDIDirs: cdiDirs()}
+	r := &runner.Runner{Store: b.store, CDIDirs: cdi.Dirs()}
 	var err error
 	if r.Registry, err = b.app.registry(b.insecureHosts()...); err != nil {
 		return nil, err

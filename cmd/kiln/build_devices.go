@@ -1,21 +1,10 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 
 	"kiln.build/runner/cdi"
 )
-
-// cdiDirs are where devices are described: the standard folders, or those in
-// KILN_CDI_DIRS.
-func cdiDirs() []string {
-	if v := os.Getenv("KILN_CDI_DIRS"); v != "" {
-		return filepath.SplitList(v)
-	}
-	return cdi.DefaultDirs
-}
 
 // deviceAllowed is the rule for RUN --device: what --allow names, alone or
 // with its kind, and what the machine's administrator has marked so.
@@ -25,7 +14,7 @@ func deviceAllowed(allowed map[string]bool) func(name string) bool {
 		if allowed["device"] || allowed["device="+name] || allowed["device="+kind] {
 			return true
 		}
-		registry, err := cdi.Read(cdiDirs())
+		registry, err := cdi.Read(cdi.Dirs())
 		if err != nil {
 			return false
 		}

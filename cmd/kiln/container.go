@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"kiln.build/runner/container"
+	"kiln.build/runner/network"
 	"kiln.build/runner/rootless"
 )
 
@@ -120,3 +121,6 @@ func cliFailed(err error) error {
 	}
 	return &exitError{125, err}
 }
+
+// networks is the set of networks in the store.
+func (a *app) networks() network.Set { return network.Set{Dir: filepath.Join(a.root, "networks")} }

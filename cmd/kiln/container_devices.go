@@ -49,7 +49,7 @@ func (a *app) warnHooks(names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	registry, err := cdi.Read(cdiDirs())
+	registry, err := cdi.Read(cdi.Dirs())
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"kiln.build/runner/monitor"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -122,7 +123,7 @@ func (l *load) running() []int {
 	var monitors []int
 	for _, pid := range processes("KILN_ROOT=" + l.root) {
 		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if bytes.HasPrefix(cmd, []byte(monitorName+"\x00")) {
+		if bytes.HasPrefix(cmd, []byte(monitor.Name+"\x00")) {
 			l.monitors.Store(pid, true)
 			monitors = append(monitors, pid)
 		}

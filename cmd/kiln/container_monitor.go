@@ -1,20 +1,20 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
-	"runtime/debug"
+	"path/filepath"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"kiln.build/runner/container"
+	"kiln.build/runner/monitor"
+	"kiln.build/runner/monitor/monitorbin"
+	"kiln.build/runner/rootless"
 	"kiln.build/runner/sandbox"
 )
 
@@ -27,22 +27,8 @@ import (
 // start (descriptor 4), again when the command has ended. Where it is told
 // nothing it ends.
 
-// monitorOrder is what a monitor is to do.
-type monitorOrder struct {
-	ID   string       `json:"id"`
-	Size sandbox.Size `json:"size,omitzero"`
-}
-
-// monitorAnswer is what a monitor says.
-type monitorAnswer struct {
-	Error   string `json:"error,omitempty"`
-	Code    int    `json:"code,omitempty"`
-	Running bool   `json:"running,omitempty"` // already: ErrRunning
-	Exit    int    `json:"exit,omitempty"`    // second answer
-}
-
-// monitor is a monitor process, which does not end with this one.
-type monitor struct {
+// monitorProcess is a monitor, which does not end with this one.
+type monitorProcess struct {
 	talk    *os.File
 	answers *json.Decoder
 	watch   *net.UnixConn // the container's streams; nil if nobody watches
@@ -61,11 +47,11 @@ func socketpair(name string) (ours, theirs *os.File, err error) {
 
 // newMonitor starts a monitor, which then waits for its order. The caller
 // ends with start, or with abandon.
-func (a *app) newMonitor(watched bool) (*monitor, error) {
+func (a *app) newMonitor(watched bool) (*monitorProcess, error) {
 	if _, err := a.containers(); err != nil { // from here on in a user namespace, if need be
 		return nil, cliFailed(err)
 	}
-	self, err := os.Executable()
+	program, err := a.monitorProgram()
 	if err != nil {
 		return nil, cliFailed(err)
 	}
@@ -74,9 +60,9 @@ func (a *app) newMonitor(watched bool) (*monitor, error) {
 		return nil, cliFailed(err)
 	}
 	defer theirs.Close()
-	m := &monitor{talk: talk, answers: json.NewDecoder(talk)}
+	m := &monitorProcess{talk: talk, answers: json.NewDecoder(talk)}
 	m.cmd = &exec.Cmd{
-		Path: self, Args: []string{monitorName, a.root}, Dir: "/",
+		Path: program, Args: []string{monitor.Name, a.root}, Dir: "/",
 		ExtraFiles: []*os.File{theirs}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	if watched {
@@ -86,7 +72,7 @@ func (a *app) newMonitor(watched bool) (*monitor, error) {
 		}
 		defer watching.Close()
 		m.cmd.ExtraFiles = append(m.cmd.ExtraFiles, watching)
-		m.cmd.Args = append(m.cmd.Args, "watched")
+		m.cmd.Args = append(m.cmd.Args, monitor.Watched)
 	}
 	if err := m.cmd.Start(); err != nil {
 		m.close()
@@ -95,9 +81,22 @@ func (a *app) newMonitor(watched bool) (*monitor, error) {
 	return m, nil
 }
 
+// monitorProgram is what to execute: the small program if that serves here,
+// else this one. Before it is there the store has to be.
+func (a *app) monitorProgram() (string, error) {
+	if rootless.Current() == rootless.Root {
+		// A file system may forbid to execute anything (noexec).
+		path, err := monitorbin.Install(filepath.Join(a.root, "programs"))
+		if err == nil && unix.Access(path, unix.X_OK) == nil {
+			return path, nil
+		}
+	}
+	return os.Executable()
+}
+
 // watched makes the connection for the container's streams and returns the
 // monitor's end.
-func (m *monitor) watched() (*os.File, error) {
+func (m *monitorProcess) watched() (*os.File, error) {
 	ours, theirs, err := socketpair("watch")
 	if err != nil {
 		return nil, err
@@ -113,9 +112,9 @@ func (m *monitor) watched() (*os.File, error) {
 
 // start has the monitor run a container, and waits until the command runs.
 // The error is [container.ErrRunning], or has docker's exit status.
-func (m *monitor) start(k *container.Container, size sandbox.Size) error {
-	var first monitorAnswer
-	err := json.NewEncoder(m.talk).Encode(monitorOrder{k.ID, size})
+func (m *monitorProcess) start(k *container.Container, size sandbox.Size) error {
+	var first monitor.Answer
+	err := json.NewEncoder(m.talk).Encode(monitor.Order{ID: k.ID, Size: size})
 	if err == nil {
 		err = m.answers.Decode(&first)
 	}
@@ -134,12 +133,12 @@ func (m *monitor) start(k *container.Container, size sandbox.Size) error {
 }
 
 // abandon ends a monitor that runs nothing.
-func (m *monitor) abandon() {
+func (m *monitorProcess) abandon() {
 	m.close()
 	_ = m.cmd.Wait() // it has nothing more to say
 }
 
-func (m *monitor) close() {
+func (m *monitorProcess) close() {
 	_ = m.talk.Close()
 	if m.watch != nil {
 		_ = m.watch.Close()
@@ -147,99 +146,17 @@ func (m *monitor) close() {
 }
 
 // release leaves the monitor alone.
-func (m *monitor) release() {
+func (m *monitorProcess) release() {
 	m.close()
 	_ = m.cmd.Process.Release()
 }
 
 // wait returns the container's exit status, at its first end.
-func (m *monitor) wait() int {
+func (m *monitorProcess) wait() int {
 	defer m.release()
-	var last monitorAnswer
+	var last monitor.Answer
 	if err := m.answers.Decode(&last); err != nil {
 		return 128 + int(unix.SIGKILL) // the monitor was killed
 	}
 	return last.Exit
-}
-
-// monitorName is the program's name as a monitor.
-const monitorName = "kiln-monitor"
-
-// monitorMain is what the program does under that name. Its arguments are the
-// store's folder, and "watched" if somebody watches from the start.
-func monitorMain(ctx context.Context, args []string) {
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, root: args[1]}
-	unix.CloseOnExec(3)
-	sandbox.Warm()
-	m := &container.Monitor{Attach: a.attachNetworks, CDIDirs: cdiDirs()}
-	if len(args) > 2 {
-		unix.CloseOnExec(4)
-		m.Watcher = os.NewFile(4, "watcher")
-	}
-	a.monitor(ctx, m, os.NewFile(3, "talk"))
-}
-
-// settled is after how long a monitor gives memory back that only its start
-// needed.
-const settled = 500 * time.Millisecond
-
-func (a *app) monitor(ctx context.Context, m *container.Monitor, talk *os.File) {
-	say := func(x monitorAnswer) { _ = json.NewEncoder(talk).Encode(x) } // to nobody, perhaps
-	watched := m.Watcher != nil
-	told := false
-	m.Started = func(*sandbox.Process) {
-		say(monitorAnswer{})
-		if !watched {
-			_ = talk.Close()
-		}
-	}
-	// It has little to do and may live long: memory counts more than time
-	// then. A command that ends at once does not wait for that.
-	thrift := time.AfterFunc(settled, func() {
-		debug.SetGCPercent(20)
-		debug.FreeOSMemory()
-	})
-	defer thrift.Stop()
-	m.Ended = func(code int) {
-		told = true
-		say(monitorAnswer{Exit: code})
-	}
-	code, err := a.monitored(context.WithoutCancel(ctx), m, talk)
-	var start *container.StartError
-	switch {
-	case errors.Is(err, container.ErrRunning):
-		say(monitorAnswer{Running: true})
-	case errors.As(err, &start):
-		say(monitorAnswer{Code: start.Code, Error: err.Error()})
-	case err != nil:
-		say(monitorAnswer{Code: 125, Error: err.Error()})
-	case !told:
-		say(monitorAnswer{Exit: code})
-	}
-}
-
-func (a *app) monitored(ctx context.Context, m *container.Monitor, talk *os.File) (int, error) {
-	store, err := a.open()
-	if err != nil {
-		return 0, err
-	}
-	defer store.Close()
-	m.Store = store
-	var order monitorOrder
-	if err := json.NewDecoder(talk).Decode(&order); err != nil {
-		return 0, err // there is nothing to run
-	}
-	set, err := a.containers()
-	if err != nil {
-		return 0, err
-	}
-	k, err := set.Open(order.ID)
-	if err != nil {
-		return 0, err
-	}
-	// For who looks at processes; the kernel cuts it to 15 characters.
-	_ = os.WriteFile("/proc/self/comm", []byte("kiln "+k.Name), 0)
-	m.Size = order.Size
-	return m.Run(ctx, k)
 }

@@ -121,7 +121,7 @@ func (a *app) terminal() error {
 }
 
 // foreground starts a container and shows it until it ends.
-func (a *app) foreground(ctx context.Context, m *monitor, k *container.Container, stdin bool, keys []byte, proxy bool) error {
+func (a *app) foreground(ctx context.Context, m *monitorProcess, k *container.Container, stdin bool, keys []byte, proxy bool) error {
 	asked := ctx
 	ctx = context.WithoutCancel(ctx)
 	// Signals go to the command, which decides what they mean; those that

@@ -8,13 +8,14 @@ import (
 	"os/signal"
 	"syscall"
 
+	"kiln.build/runner/monitor"
 	"kiln.build/runner/sandbox"
 )
 
 func main() {
 	sandbox.MaybeInit() // does not return where this process is to become a sandbox
-	if len(os.Args) > 1 && os.Args[0] == monitorName {
-		monitorMain(context.Background(), os.Args)
+	if len(os.Args) > 1 && os.Args[0] == monitor.Name {
+		monitor.Main(context.Background(), os.Args)
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

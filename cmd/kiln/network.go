@@ -7,13 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 	"kiln.build/runner"
 	"kiln.build/runner/container"
+	"kiln.build/runner/monitor"
 	"kiln.build/runner/network"
 	"kiln.build/runner/rootless"
 )
-
-// networkState is where the locks of the machine's one bridge are, whatever
-// store a command works on.
-const networkState = "/run/kiln/network"
 
 // bridged reports whether sandboxes can have a network of their own with a
 // way out: that takes root's rights over the machine's network.
@@ -41,24 +38,11 @@ func (a *app) stepNetwork() runner.Network {
 type stepNetwork struct{ root string }
 
 func (n stepNetwork) Attach(ctx context.Context, pid int) (*runner.Attachment, error) {
-	s, err := n.sit(ctx, pid)
+	e, err := monitor.Join(ctx, n.root, pid)
 	if err != nil {
 		return nil, fmt.Errorf("%w (the step can share this machine's network: build with --network=host --allow=network.host)", err)
 	}
-	if s.user == nil {
-		return &runner.Attachment{Gateway: s.Gateway.String(), Detach: s.leave}, nil
-	}
-	return &runner.Attachment{Gateway: s.Gateway.String(), Nameserver: s.Gateway.String(), Detach: func() error {
-		s.user.Leave()
-		return s.user.Close()
-	}}, nil
-}
-
-func (n stepNetwork) sit(ctx context.Context, pid int) (*place, error) {
-	if rootless.Current() == rootless.Root {
-		return sitAtBridge(ctx, pid, nil, network.Seat{})
-	}
-	return newUserNetworks(n.root).sit(ctx, pid, nil, userSeat{})
+	return &runner.Attachment{Gateway: e.Gateway, Nameserver: e.Nameserver, Detach: e.Detach}, nil
 }
 
 // defaultNetwork is that of containers.

@@ -140,9 +140,9 @@ func establish(ctx context.Context, n *network.Network, others []*network.Networ
 		}
 	}
 	if bridged() {
-		gateway, err := n.Bridge(networkState).Ensure(ctx)
+		gateway, err := n.Bridge(network.State).Ensure(ctx)
 		if err != nil {
-			return errors.Join(err, n.Bridge(networkState).Remove(ctx))
+			return errors.Join(err, n.Bridge(network.State).Remove(ctx))
 		}
 		n.Subnet, n.Gateway = gateway.Masked(), gateway.Addr()
 		return nil
@@ -228,9 +228,9 @@ func (a *app) removeNetwork(ctx context.Context, name string) error {
 // so that one of a container that is gone can still be there.
 func removeBridge(ctx context.Context, n *network.Network) error {
 	for range 200 {
-		err := n.Bridge(networkState).Remove(ctx)
+		err := n.Bridge(network.State).Remove(ctx)
 		if err == nil {
-			return n.Names(networkState).Clear()
+			return n.Names(network.State).Clear()
 		}
 		if !errors.Is(err, network.ErrInUse) {
 			return err

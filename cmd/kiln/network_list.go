@@ -260,7 +260,7 @@ func (a *app) networkDetails(name string) (any, bool, error) {
 // bridgeSubnet is that of the network called bridge, and this machine's
 // address in it, where they are known.
 func bridgeSubnet() (netip.Prefix, netip.Addr) {
-	gateway := network.New(networkState).Gateway()
+	gateway := network.New(network.State).Gateway()
 	if !bridged() {
 		gateway, _ = network.FreeSubnet() // which its next container has
 	}

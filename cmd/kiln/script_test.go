@@ -20,6 +20,7 @@ import (
 
 	ggcrregistry "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
+	"kiln.build/runner/monitor"
 	"kiln.build/runner/network"
 	"kiln.build/runner/sandbox"
 	"kiln.build/runner/sandbox/initbin"
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 	if err := testInit(); err != nil {
 		log.Fatal(err)
 	}
-	testscript.Main(tidy{m}, map[string]func(){"kiln": main, monitorName: main})
+	testscript.Main(tidy{m}, map[string]func(){"kiln": main, monitor.Name: main})
 }
 
 // built holds the programs that tests run: a folder of this process, removed

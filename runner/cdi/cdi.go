@@ -26,6 +26,14 @@ import (
 // folder win.
 var DefaultDirs = []string{"/etc/cdi", "/var/run/cdi"}
 
+// Dirs are the default ones, or those in KILN_CDI_DIRS.
+func Dirs() []string {
+	if v := os.Getenv("KILN_CDI_DIRS"); v != "" {
+		return filepath.SplitList(v)
+	}
+	return DefaultDirs
+}
+
 // Annotations by which BuildKit knows a device.
 const (
 	classAnnotation = "org.mobyproject.buildkit.device.class"     // another name for it

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"kiln.build/runner"
+	"kiln.build/runner/network/dns"
 	"kiln.build/runner/sandbox"
 )
 
@@ -58,12 +58,12 @@ func (w *watch) resolvConf() ([]byte, error) {
 	if w.c.Network == "none" {
 		return nil, nil
 	}
-	conf, err := runner.ResolvConf(w.c.Network != "host")
+	conf, err := dns.SandboxConf(w.c.Network != "host")
 	if err != nil {
 		return nil, err
 	}
 	if w.wired != nil && w.wired.Nameserver != "" {
-		conf = runner.WithNameserver(conf, w.wired.Nameserver)
+		conf = dns.WithNameserver(conf, w.wired.Nameserver)
 	}
 	d := w.c.DNS
 	if w.wired != nil && w.wired.Resolver != "" {

@@ -61,6 +61,10 @@ func (e *NotFoundError) Error() string { return "network " + e.Name + " not foun
 func (e *NotFoundError) Is(t error) bool { return t == fs.ErrNotExist }
 
 // setVersion is that of the files.
+// State is where the locks of the machine's bridges are, whatever store a
+// command works on.
+const State = "/run/kiln/network"
+
 const setVersion = 1
 
 var validName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`) })

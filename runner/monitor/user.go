@@ -1,4 +1,6 @@
-package main
+//go:build !kiln_monitor
+
+package monitor
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"context"
@@ -15,7 +15,6 @@ import (
 	"kiln.build/runner/container"
 	"kiln.build/runner/network"
 	"kiln.build/runner/network/dns"
-	"kiln.build/runner/network/usermode"
 	"kiln.build/runner/rootless"
 )
 
@@ -44,16 +43,22 @@ type place struct {
 	leave   func() error // takes the interface away
 	lead    func() error // has the default route lead over it
 	publish func(context.Context, network.Port) (*network.Proxy, error)
-	user    *usermode.Endpoint // nil on a bridge
-	names   network.Names      // Dir is empty where there are none
-	def     *network.Network   // nil is the one called bridge
+	user    userEndpoint     // nil on a bridge
+	names   network.Names    // Dir is empty where there are none
+	def     *network.Network // nil is the one called bridge
 }
 
-// attachNetworks joins a container to networks and publishes its ports.
-func (a *app) attachNetworks(ctx context.Context, w container.Wiring) (*container.Endpoint, error) {
-	x := &attachment{end: &container.Endpoint{}, nets: a.networks()}
+// userEndpoint is a place in a network of a caller without root's rights.
+type userEndpoint interface {
+	Leave()
+	Close() error
+}
+
+// attach joins a container of the store to networks and publishes its ports.
+func attach(ctx context.Context, store string, w container.Wiring) (*container.Endpoint, error) {
+	x := &attachment{end: &container.Endpoint{}, nets: network.Set{Dir: filepath.Join(store, "networks")}}
 	if rootless.Current() != rootless.Root {
-		if err := x.asUser(a.root, w); err != nil {
+		if err := x.asUser(store, w); err != nil {
 			return nil, err
 		}
 	}
@@ -197,9 +202,9 @@ func (x *attachment) sit(ctx context.Context, w container.Wiring, i int) (*place
 
 // sitAtBridge joins a process to a bridge of the machine.
 func sitAtBridge(ctx context.Context, pid int, def *network.Network, want network.Seat) (*place, error) {
-	s, bridge := &place{def: def}, network.New(networkState)
+	s, bridge := &place{def: def}, network.New(network.State)
 	if def != nil {
-		s.names, bridge = def.Names(networkState), def.Bridge(networkState)
+		s.names, bridge = def.Names(network.State), def.Bridge(network.State)
 	}
 	e, err := bridge.AttachAs(ctx, pid, want)
 	if err != nil {
@@ -345,6 +350,3 @@ func (x *attachment) reverse(ip netip.Addr) (string, bool) {
 	}
 	return "", false
 }
-
-// networks is the set of networks in the store.
-func (a *app) networks() network.Set { return network.Set{Dir: filepath.Join(a.root, "networks")} }
