@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -19,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programs builds the kiln binary and the tool box's root file system once
-// for all tests that need real processes.
+// programs builds kiln as make does, with the programs that are embedded, and
+// the tool box's root file system, once for all tests that need real processes.
 var programs = sync.OnceValues(func() (all struct{ kiln, toolbox string }, err error) {
 	dir, err := built()
 	if err != nil {
@@ -28,20 +29,11 @@ var programs = sync.OnceValues(func() (all struct{ kiln, toolbox string }, err e
 	}
 	all.kiln = filepath.Join(dir, "kiln")
 	all.toolbox = filepath.Join(dir, "toolbox.tar")
-	build := func(at, out string) error {
-		c := exec.Command("go", "build", "-o", out, ".")
-		c.Dir = at
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if text, err := c.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w\n%s", at, err, text)
-		}
-		return nil
-	}
-	if err := build(".", all.kiln); err != nil {
+	if err := buildEmbedded(dir, all.kiln); err != nil {
 		return all, err
 	}
 	tool := filepath.Join(dir, "toolbox")
-	if err := build("../../examples/toolbox", tool); err != nil {
+	if err := goTool("../../examples/toolbox", "build", "-o", tool, "."); err != nil {
 		return all, err
 	}
 	tar, err := exec.Command(tool, "--tar").Output()
@@ -50,6 +42,51 @@ var programs = sync.OnceValues(func() (all struct{ kiln, toolbox string }, err e
 	}
 	return all, os.WriteFile(all.toolbox, tar, 0o644)
 })
+
+// buildEmbedded builds kiln with what it embeds made in dir, and not in its
+// place in the source, where another test may be building too.
+func buildEmbedded(dir, kiln string) error {
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	const init, program = "runner/sandbox/initbin/init", "runner/monitor/monitorbin/program"
+	made := map[string]string{init: "embed-init", program + ".zst": "embed-program.zst", program + ".sum": "embed-program.sum"}
+	replace := map[string]string{}
+	for at, name := range made {
+		replace[filepath.Join(top, at)] = filepath.Join(dir, name)
+	}
+	text, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return err
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(overlay, text, 0o644); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"build", "-ldflags=-s -w", "-o", filepath.Join(dir, "embed-init"), "./runner/sandbox/init"},
+		{"build", "-ldflags=-s -w", "-overlay", overlay, "-tags=kiln_embed,kiln_monitor", "-o", filepath.Join(dir, "embed-program"), "./runner/monitor/program"},
+		{"run", "./runner/monitor/monitorbin/pack", filepath.Join(dir, "embed-program")},
+		{"build", "-overlay", overlay, "-tags=kiln_embed", "-o", kiln, "./cmd/kiln"},
+	} {
+		if err := goTool(top, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// goTool runs the go command in a folder.
+func goTool(dir string, args ...string) error {
+	c := exec.Command("go", args...)
+	c.Dir = dir
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, text)
+	}
+	return nil
+}
 
 // world is a store of its own with the tool box imported, and the program.
 type world struct {
