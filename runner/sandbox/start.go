@@ -162,6 +162,9 @@ func (p *Process) prepare(ctx context.Context, s *Spec, plan *plan, c *conn) err
 	}
 	if s.NetworkReady != nil {
 		if err := s.NetworkReady(ctx, p.pid); err != nil {
+			if c.ended() {
+				return c.follow(p) // it has said why there is no network of its any more
+			}
 			return err
 		}
 	}
@@ -383,6 +386,14 @@ func (c *conn) configure(p *plan) error {
 		return fmt.Errorf("configure the sandbox's init: %w", err)
 	}
 	return nil
+}
+
+// ended says whether the init has, or is about to: the thread that had its
+// namespaces may be gone before the others, with which it shares descriptors.
+func (c *conn) ended() bool {
+	p := []unix.PollFd{{Fd: int32(c.ours.Fd()), Events: unix.POLLRDHUP}}
+	_, err := unix.Poll(p, 100)
+	return err == nil && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP) != 0
 }
 
 // errEnded says that the init ended before the command began.

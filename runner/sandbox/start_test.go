@@ -1,9 +1,13 @@
 package sandbox
 
 import (
+	"context"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,5 +42,27 @@ func TestForkManyFiles(t *testing.T) {
 		if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// What makes the init fail is told, also where attaching the network fails
+// first, because the init is gone.
+func TestWhyNoNetwork(t *testing.T) {
+	s := spec(t, "true")
+	s.Mounts = []Mount{{Target: "/bin/box", Type: "tmpfs"}} // which is a file
+	s.NetworkReady = func(_ context.Context, pid int) error {
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if _, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/ns/net"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	p, err := Start(t.Context(), s)
+	if err == nil {
+		p.Wait()
+	}
+	if err == nil || !strings.Contains(err.Error(), "mount /bin/box") {
+		t.Errorf("error %v, want why the mount failed", err)
 	}
 }
