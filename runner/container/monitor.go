@@ -43,7 +43,8 @@ type Monitor struct {
 
 	// Started is called when the command runs for the first time, Ended with
 	// its exit status when it has ended for the first time and is to be
-	// started again. May be nil.
+	// started again, or the container has removed itself and only its files
+	// are left to be deleted. May be nil.
 	Started func(*sandbox.Process)
 	Ended   func(code int)
 }
@@ -90,10 +91,14 @@ func (m *Monitor) Run(ctx context.Context, c *Container) (code int, err error) {
 		return 0, &StartError{125, err}
 	}
 	code, err = w.live(ctx)
-	if c.AutoRemove {
-		err = errors.Join(err, c.remove(true))
+	if !c.AutoRemove {
+		return code, err
 	}
-	return code, err
+	gone, failed := c.hide(true)
+	if err = errors.Join(err, failed); err == nil && m.Ended != nil {
+		m.Ended(code)
+	}
+	return code, errors.Join(err, removeAll(gone))
 }
 
 // watch is a monitor at work on one container.

@@ -40,18 +40,25 @@ func (c *Container) Remove(ctx context.Context, o RemoveOptions) error {
 	return c.remove(o.Volumes || c.AutoRemove)
 }
 
-// remove deletes the folder, whose name goes first, so that a half-deleted
-// one is never seen. The caller holds the lock.
+// remove deletes the container. The caller holds the lock.
 func (c *Container) remove(volumes bool) error {
+	gone, err := c.hide(volumes)
+	return errors.Join(err, removeAll(gone))
+}
+
+// hide removes the container but for its folder, which gets another name, so
+// that a half-deleted one is never seen; "" is none. The caller holds the
+// lock, and keeps it until the folder is deleted, so that nobody else does.
+func (c *Container) hide(volumes bool) (gone string, err error) {
 	if c.HostPID || c.PIDOf != "" {
 		// Processes that did not end with a monitor that was killed.
 		if sys, err := cgroup.Detect(); err == nil {
 			sys.Sweep(c.Limits.Parent)
 		}
 	}
-	gone := filepath.Join(filepath.Dir(c.dir), ".old-"+c.ID)
+	gone = filepath.Join(filepath.Dir(c.dir), ".old-"+c.ID)
 	if err := os.Rename(c.dir, gone); err != nil {
-		return err
+		return "", err
 	}
 	var errs []error
 	for _, b := range c.Binds {
@@ -61,13 +68,20 @@ func (c *Container) remove(volumes bool) error {
 		}
 	}
 	c.Note("destroy")
-	return errors.Join(append(errs, removeAll(gone))...)
+	return gone, errors.Join(errs...)
 }
 
+// removeAll deletes a container's folder, of which "" is none, its lock last.
 func removeAll(dir string) error {
+	if dir == "" {
+		return nil
+	}
 	// overlayfs leaves a directory in "work" that not even its owner may read.
 	_ = os.Chmod(filepath.Join(dir, "work", "work"), 0o700)
-	err := os.RemoveAll(dir)
+	err := os.RemoveAll(filepath.Join(dir, "fs")) // which may take long
+	if err == nil {
+		err = os.RemoveAll(dir)
+	}
 	// Whoever was on the way to the lock when the folder lost its name makes
 	// the file in it anew, and finds no container. There are only so many.
 	for tries := 0; errors.Is(err, unix.ENOTEMPTY) && tries < 100; tries++ {

@@ -247,7 +247,11 @@ func (s Set) sweep() {
 	}
 	for _, d := range dirs {
 		if strings.HasPrefix(d.Name(), ".new-") || strings.HasPrefix(d.Name(), ".old-") {
-			_ = removeAll(filepath.Join(s.Dir, d.Name())) // or another time
+			dir := filepath.Join(s.Dir, d.Name())
+			if locked(filepath.Join(dir, "lock")) {
+				continue // somebody is at it
+			}
+			_ = removeAll(dir) // or another time
 		}
 		if fi, err := os.Stat(filepath.Join(s.Dir, d.Name(), "config.json")); err == nil && fi.Size() == 0 {
 			_ = removeAll(filepath.Join(s.Dir, d.Name()))
