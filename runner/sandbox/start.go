@@ -44,10 +44,13 @@ func Start(ctx context.Context, s Spec) (*Process, error) {
 
 // Warm prepares what all sandboxes of this process have in common, in the
 // background: the first one starts sooner.
-func Warm() { go initFile() }
+func Warm() {
+	go initFile()
+	go warmFilter()
+}
 
 func start(ctx context.Context, s *Spec, made func() (groups, error)) (*Process, error) {
-	Warm()
+	go initFile()
 	c, err := newConn()
 	if err != nil {
 		return nil, err
