@@ -131,6 +131,20 @@ func (r *Resources) zero() bool {
 		len(r.BlockWeights)+len(r.ReadBps)+len(r.WriteBps)+len(r.ReadIOps)+len(r.WriteIOps) == 0
 }
 
+// groups begins to make the control groups, unless resources has to say first
+// what belongs to them.
+func (r *run) groups() *sandbox.Groups {
+	c := r.c
+	if len(c.CDI)+len(c.DeviceRules)+len(c.Devices) > 0 || !c.More.zero() {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return sandbox.MakeGroups(sandbox.Spec{
+		Command: sandbox.Command{Privileged: c.Privileged}, Runtime: c.Runtime, Limits: c.Limits, Accounting: true,
+	})
+}
+
 // resources adds to the sandbox what few containers have: devices of CDI,
 // rules for devices, limits beyond [sandbox.Limits], and namespaces of another
 // container.

@@ -28,11 +28,13 @@ type run struct {
 func (w *watch) once(ctx context.Context) (int, error) {
 	r := &run{watch: w}
 	defer r.close()
+	groups := r.groups()
 	if err := r.prepare(ctx); err != nil {
 		r.given()
 		r.copies.Wait()
-		return 0, &StartError{125, err}
+		return 0, &StartError{125, errors.Join(err, groups.Discard())}
 	}
+	r.spec.ControlGroups = groups
 	p, err := sandbox.Start(ctx, r.spec)
 	r.given()
 	if err != nil {

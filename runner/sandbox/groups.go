@@ -19,6 +19,32 @@ type groups struct {
 
 var groupSystem = sync.OnceValues(cgroup.Detect)
 
+// Groups are control groups of a sandbox that is about to be started.
+type Groups struct{ made func() (groups, error) }
+
+// MakeGroups begins to make the control groups that a spec asks for: making
+// directories in a handful of hierarchies takes a millisecond or two, in which
+// the rest can be thought out. Of the spec only limits, settings, devices,
+// privileges, runtime and the groups' name count. [Start] gets them as
+// Spec.ControlGroups; if it is not called, Discard has to be.
+func MakeGroups(s Spec) *Groups {
+	g := &Groups{sync.OnceValues(func() (groups, error) { return newGroups(&s) })}
+	go g.made()
+	return g
+}
+
+// Discard removes them. Nil has none.
+func (g *Groups) Discard() error {
+	if g == nil {
+		return nil
+	}
+	have, err := g.made()
+	if err != nil {
+		return nil //nolint:nilerr // there is nothing to remove
+	}
+	return have.Remove()
+}
+
 // newGroups makes the control groups of a sandbox.
 func newGroups(s *Spec) (groups, error) {
 	sys, err := groupSystem()

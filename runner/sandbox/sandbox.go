@@ -155,6 +155,9 @@ type Spec struct {
 	// none the sandbox runs without them.
 	CgroupName string
 
+	// ControlGroups, if set, are those that are being made already.
+	ControlGroups *Groups
+
 	// Accounting puts the sandbox into every controller, so that
 	// [cgroup.Group.Stats] has all figures, and not only into those that Limits
 	// needs.

@@ -22,22 +22,18 @@ import (
 // ctx kills the sandbox, also after the start. The caller has to call Wait.
 func Start(ctx context.Context, s Spec) (*Process, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+		return nil, errors.Join(context.Cause(ctx), s.ControlGroups.Discard())
 	}
 	begin := start
 	if s.Runtime != "" {
 		begin = startRuntime
 	}
-	// Making directories in a handful of hierarchies takes a millisecond, in
-	// which the rest can be thought out.
-	made := sync.OnceValues(func() (groups, error) { return newGroups(&s) })
-	go made()
-	p, err := begin(ctx, &s, made)
+	if s.ControlGroups == nil {
+		s.ControlGroups = MakeGroups(s)
+	}
+	p, err := begin(ctx, &s, s.ControlGroups.made)
 	if err != nil {
-		if g, failed := made(); failed == nil {
-			err = errors.Join(err, g.Remove())
-		}
-		return nil, err
+		return nil, errors.Join(err, s.ControlGroups.Discard())
 	}
 	return p, nil
 }
