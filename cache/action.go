@@ -160,7 +160,7 @@ func (s *Store) Record(key digest.Digest) (*Record, error) {
 		return nil, err
 	}
 	path := s.hashed("actions", key)
-	b, err := os.ReadFile(path)
+	b, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, solver.ErrMiss
 	}

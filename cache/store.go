@@ -285,6 +285,9 @@ func (s *Store) hashed(kind string, d digest.Digest) string {
 
 // valid refuses digests that cannot name anything in the store.
 func valid(d digest.Digest) error {
+	if hex, ok := strings.CutPrefix(string(d), "sha256:"); ok && len(hex) == 64 && strings.Trim(hex, "0123456789abcdef") == "" {
+		return nil // which Validate would find out by a regular expression
+	}
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("digest %q: %w", d, err)
 	}
