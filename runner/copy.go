@@ -433,7 +433,7 @@ func copyFile(ctx context.Context, at string, e *tree.Entry, from *planned) erro
 		}
 	}
 	defer src.Close()
-	dst, err := openRaw(at, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	dst, err := openRaw(at, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, e.Mode&0o777)
 	if err != nil {
 		return err
 	}
