@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // A builder makes images from Dockerfiles.
@@ -153,30 +155,55 @@ func (m *machine) storage(name string) []string {
 	return []string{name, "--root", top + "/root", "--runroot", top + "/run", "--storage-driver", "overlay"}
 }
 
+// openFiles is a limit on open files that this machine allows: buildah and
+// podman ask for more than a container may be allowed to have.
+func openFiles() string {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return "--ulimit=nofile=1024:1024"
+	}
+	return fmt.Sprintf("--ulimit=nofile=%d:%d", l.Max, l.Max)
+}
+
+// withRunc are the words by which buildah and podman use runc where it is to
+// be had: crun refuses machines that have control groups of both versions.
+func withRunc() []string {
+	if onPath("runc") {
+		return []string{"--runtime=runc"}
+	}
+	return nil
+}
+
 // containersBuilder is buildah or podman.
 func (m *machine) containersBuilder(name string) builder {
-	global := strings.Join(m.storage(name), " ") + " "
+	global, flags := m.storage(name), []string{openFiles()}
+	if name == "buildah" {
+		flags = append(flags, withRunc()...)
+	} else {
+		global = append(global, withRunc()...)
+	}
+	top, more := strings.Join(global, " ")+" ", strings.Join(flags, " ")+" "
 	sh := func(line, dir string, args ...string) []string {
 		return append([]string{"sh", "-ec", line, "sh", dir}, args...)
 	}
 	return builder{
 		name: name,
 		build: func(dir string, o output) []string {
-			build := global + "build --layers --network=host --tls-verify=false -t bench \"$1\""
+			build := top + "build " + more + "--layers --network=host --tls-verify=false -t bench \"$1\""
 			switch o.kind {
 			case "oci":
 				flags := ""
 				if o.compression != "" {
 					flags = "--compression-format " + o.compression + " "
 				}
-				return sh(build+" && rm -f \"$2\" && "+global+"push "+flags+"bench oci-archive:\"$2\"", dir, o.to)
+				return sh(build+" && rm -f \"$2\" && "+top+"push "+flags+"bench oci-archive:\"$2\"", dir, o.to)
 			case "push":
-				return sh(build+" && "+global+"push --tls-verify=false bench docker://\"$2\"", dir, o.to)
+				return sh(build+" && "+top+"push --tls-verify=false bench docker://\"$2\"", dir, o.to)
 			}
 			return sh(build, dir)
 		},
 		forget: func(ctx context.Context) error {
-			return m.run(ctx, sh(global+"rmi --all --force", ""))
+			return m.run(ctx, sh(top+"rmi --all --force", ""))
 		},
 	}
 }

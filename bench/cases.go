@@ -143,7 +143,7 @@ func wide(m *machine) ([]lane, error) {
 			// Podman and buildah build stages one by one unless told.
 			argv := bl.build(dir, output{kind: "store"})
 			if bl.name == "buildah" || bl.name == "podman" {
-				argv[2] = strings.Replace(argv[2], "build --layers", "build --jobs=8 --layers", 1)
+				argv[2] = strings.Replace(argv[2], "--layers", "--jobs=8 --layers", 1)
 			}
 			return []step{change(dir+"/nonce", i), timed("wide", argv...)}
 		}}, m.project(dir, b.String())

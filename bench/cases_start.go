@@ -43,11 +43,11 @@ func start(m *machine) ([]lane, error) {
 		case "bwrap":
 			lanes = append(lanes, one(name, name, "--unshare-all", "--bind", m.rootfs, "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"))
 		case "podman":
-			global := m.storage(name)
+			global := append(m.storage(name), withRunc()...)
 			if err := m.run(context.Background(), append(global, "import", "-q", m.root, "toolbox")); err != nil {
 				return nil, err
 			}
-			lanes = append(lanes, one(name, append(global, "run", "--rm", "--network=none", "--ulimit=host", "toolbox", "/bin/true")...))
+			lanes = append(lanes, one(name, append(global, "run", "--rm", "--network=none", openFiles(), "--ulimit=nproc=1000:1000", "toolbox", "/bin/true")...))
 		case "docker":
 			if err := m.run(context.Background(), []string{name, "import", m.root, "kiln-bench-toolbox"}); err != nil {
 				return nil, err
