@@ -23,3 +23,22 @@ func TestHelp(t *testing.T) {
 	}
 	check(a.command())
 }
+
+// TestAlone holds the short way to a command to being the same command.
+func TestAlone(t *testing.T) {
+	a := &app{}
+	short := 0
+	for _, c := range a.command().Commands() {
+		one := alone(c.Name())
+		if one == nil {
+			continue
+		}
+		short++
+		if got := one(a); got.Use != c.Use || got.Short != c.Short {
+			t.Errorf("%s: alone it is %q", c.Name(), got.Use)
+		}
+	}
+	if short < 20 {
+		t.Errorf("%d commands are made alone", short)
+	}
+}
