@@ -72,6 +72,11 @@ func (a *app) command(args ...string) *cobra.Command {
 		Short:         "Build container images and run them, without a daemon",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// A container's monitor has another working directory.
+		PersistentPreRunE: func(*cobra.Command, []string) (err error) {
+			a.root, err = filepath.Abs(a.root)
+			return err
+		},
 	}
 	c.SetIn(a.stdin)
 	c.SetOut(a.stdout)

@@ -74,7 +74,13 @@ func (a *app) newMonitor(watched bool) (*monitorProcess, error) {
 		m.cmd.ExtraFiles = append(m.cmd.ExtraFiles, watching)
 		m.cmd.Args = append(m.cmd.Args, monitor.Watched)
 	}
-	if err := m.cmd.Start(); err != nil {
+	err = m.cmd.Start()
+	if self, selfErr := os.Executable(); err != nil && selfErr == nil && program != self {
+		// Another version may just have replaced it, or a rule forbid it.
+		m.cmd = &exec.Cmd{Path: self, Args: m.cmd.Args, Dir: m.cmd.Dir, ExtraFiles: m.cmd.ExtraFiles, SysProcAttr: m.cmd.SysProcAttr}
+		err = m.cmd.Start()
+	}
+	if err != nil {
 		m.close()
 		return nil, cliFailed(fmt.Errorf("start a monitor: %w", err))
 	}

@@ -35,7 +35,7 @@ func TestMonitorProgram(t *testing.T) {
 	}
 	w.must("network", "create", "net")
 	w.must("run", "-d", "--name", "one", "--network", "net", "toolbox", "sleep", "1000")
-	defer w.run("rm", "-f", "one", "two")
+	defer w.run("rm", "-f", "one", "two", "three")
 	small := monitor("one")
 	if filepath.Dir(small) != programs {
 		t.Errorf("the monitor executes %s", small)
@@ -48,6 +48,16 @@ func TestMonitorProgram(t *testing.T) {
 	}
 	w.must("run", "-d", "--name", "two", "--network", "net", "--init", "toolbox", "sleep", "1000")
 	if exe := monitor("two"); exe != w.kiln {
+		t.Errorf("the monitor executes %s", exe)
+	}
+	if err := os.Remove(small); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(small, []byte("no program"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.must("run", "-d", "--name", "three", "toolbox", "sleep", "1000")
+	if exe := monitor("three"); exe != w.kiln {
 		t.Errorf("the monitor executes %s", exe)
 	}
 	for _, pair := range [][2]string{{"one", "two"}, {"two", "one"}} {
