@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"kiln.build/runner"
@@ -57,7 +58,11 @@ func defaultNetwork() string {
 func parsePublish(words []string) ([]container.Port, error) {
 	var all []container.Port
 	for _, w := range words {
-		ports, err := network.ParsePort(w)
+		short, err := shortPublish(w)
+		if err != nil {
+			return nil, fmt.Errorf("--publish=%s: %w", w, err)
+		}
+		ports, err := network.ParsePort(short)
 		if err != nil {
 			return nil, fmt.Errorf("--publish=%s: %w", w, err)
 		}
@@ -66,4 +71,21 @@ func parsePublish(words []string) ([]container.Port, error) {
 		}
 	}
 	return all, nil
+}
+
+// shortPublish makes HOST:CONTAINER/PROTO of docker's longer form, which is
+// target=CONTAINER,published=HOST,protocol=PROTO.
+func shortPublish(s string) (string, error) {
+	if !strings.Contains(s, "=") {
+		return s, nil
+	}
+	is := map[string]string{"protocol": "tcp"}
+	for field := range strings.SplitSeq(s, ",") {
+		key, value, ok := strings.Cut(field, "=")
+		if !ok || key != "target" && key != "published" && key != "protocol" && key != "mode" {
+			return "", fmt.Errorf("%q is not target=, published= or protocol=", field)
+		}
+		is[key] = value
+	}
+	return is["published"] + ":" + is["target"] + "/" + is["protocol"], nil
 }

@@ -30,9 +30,10 @@ func (a *app) networkCommand() *cobra.Command {
 
 // networkFlags are those of network create.
 type networkFlags struct {
-	driver, subnet, gateway, addresses, scope, ipamDriver string
-	internal, attachable, ipv6, ipv4, ingress             bool
-	labels, options, aux                                  []string
+	driver, gateway, addresses, scope, ipamDriver string
+	subnets                                       []string
+	internal, attachable, ipv6, ipv4, ingress     bool
+	labels, options, aux                          []string
 }
 
 func (a *app) networkCreate() *cobra.Command {
@@ -62,7 +63,7 @@ func (a *app) networkCreate() *cobra.Command {
 	}
 	fs := c.Flags()
 	fs.StringVarP(&f.driver, "driver", "d", "bridge", "bridge: there are no others")
-	fs.StringVar(&f.subnet, "subnet", "", "subnet, as in 10.20.0.0/24 (default a free one)")
+	fs.StringSliceVar(&f.subnets, "subnet", nil, "subnet, as in 10.20.0.0/24 (default a free one)")
 	fs.StringVar(&f.gateway, "gateway", "", "this machine's address in the subnet (default its first)")
 	fs.StringVar(&f.addresses, "ip-range", "", "part of the subnet that addresses are taken from")
 	fs.StringVar(&f.ipamDriver, "ipam-driver", "default", "default: there is no other")
@@ -101,9 +102,12 @@ func (f *networkFlags) network(name string) (n network.Network, err error) {
 		return n, err
 	}
 	n.Labels = k.Labels
-	if f.subnet != "" {
-		if n.Subnet, err = netip.ParsePrefix(f.subnet); err != nil {
-			return n, fmt.Errorf("invalid subnet %s: invalid CIDR address: %w", f.subnet, err)
+	if len(f.subnets) > 1 {
+		return n, fmt.Errorf("invalid subnets %s: a network has one", strings.Join(f.subnets, ", "))
+	}
+	for _, s := range f.subnets {
+		if n.Subnet, err = netip.ParsePrefix(s); err != nil {
+			return n, fmt.Errorf("invalid subnet %s: invalid CIDR address: %w", s, err)
 		}
 	}
 	if f.addresses != "" {
