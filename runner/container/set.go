@@ -37,7 +37,7 @@ func (s Set) Create(ctx context.Context, c Config) (*Container, error) {
 	}
 	defer names.unlock()
 	s.sweep()
-	if c.Name, err = s.freeName(c.Name); err != nil {
+	if c.Name, err = s.freeName(strings.TrimPrefix(c.Name, "/")); err != nil {
 		return nil, err
 	}
 	// Now that nothing but the disk can refuse it.

@@ -31,7 +31,7 @@ func TestNames(t *testing.T) {
 	s := newSet(t)
 	a := create(t, s, Config{Name: "web"})
 	for name, want := range map[string]string{
-		"web": "already in use by container", "/web": "only [a-zA-Z0-9]", "a": "only [a-zA-Z0-9]", "a b": "only [a-zA-Z0-9]", ".x": "only [a-zA-Z0-9]",
+		"web": "already in use by container", "/web": "already in use by container", "//web": "only [a-zA-Z0-9]", "a": "only [a-zA-Z0-9]", "a b": "only [a-zA-Z0-9]", ".x": "only [a-zA-Z0-9]",
 	} {
 		if _, err := s.Create(t.Context(), Config{Name: name}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("create %q: got %v, want %q", name, err, want)
