@@ -25,18 +25,12 @@ func (c *Container) Files(ctx context.Context, store *cache.Store, write bool) (
 		return nil, nil, err
 	}
 	// What it has mounted has no places before its first start.
-	root, unmount, err := c.Root(ctx, store, write || st.Started.IsZero())
-	if err != nil || len(c.Binds) == 0 {
+	write = write || st.Started.IsZero()
+	root, live, unmount, err := c.openRoot(ctx, store, write)
+	if err != nil || live || len(c.Binds) == 0 {
 		return root, unmount, err
 	}
-	if st, err = c.State(); err != nil {
-		unmount()
-		return nil, nil, err
-	}
-	if st.Status == Running || st.Status == Paused {
-		return root, unmount, nil // as it has them
-	}
-	ns, err := c.mountBinds(ctx, root, &st, write)
+	ns, err := c.mountBinds(ctx, root, write)
 	if err != nil {
 		unmount()
 		return nil, nil, err
@@ -47,7 +41,7 @@ func (c *Container) Files(ctx context.Context, store *cache.Store, write bool) (
 // mountBinds puts what the container has mounted on its root, in a mount
 // namespace that lasts as long as the file that is returned. That is what root
 // has to be in: before Linux 6.15 nothing can be mounted on a detached mount.
-func (c *Container) mountBinds(ctx context.Context, root *os.File, st *State, write bool) (*os.File, error) {
+func (c *Container) mountBinds(ctx context.Context, root *os.File, write bool) (*os.File, error) {
 	binds := slices.DeleteFunc(slices.Clone(c.Binds), func(b Bind) bool { return b.Image != "" })
 	slices.SortStableFunc(binds, func(a, b Bind) int { return depth(a.Target) - depth(b.Target) })
 	ns, err := overlay.Aside(func() (*os.File, error) {
@@ -74,7 +68,8 @@ func (c *Container) mountBinds(ctx context.Context, root *os.File, st *State, wr
 			if b.Target == "" {
 				continue
 			}
-			if err := c.attach(ctx, root, b, trees[i], st); err != nil {
+			err := c.attach(ctx, root, b, trees[i], write)
+			if err != nil && (write || !errors.Is(err, fs.ErrNotExist)) {
 				return nil, fmt.Errorf("mount %s: %w", b.Target, err)
 			}
 		}
@@ -128,13 +123,13 @@ func cloneBind(b Bind) (*os.File, error) {
 
 // attach mounts a tree at its place in the root, which is made, and noted as
 // such, if the container never ran.
-func (c *Container) attach(ctx context.Context, root *os.File, b Bind, tree *os.File, st *State) error {
+func (c *Container) attach(ctx context.Context, root *os.File, b Bind, tree *os.File, write bool) error {
 	if err := c.fill(ctx, root, b); err != nil {
 		return err
 	}
 	at, err := openIn(root, b.Target, unix.O_PATH)
-	if errors.Is(err, fs.ErrNotExist) {
-		if at, err = c.makePlace(root, b, tree, st); err != nil {
+	if errors.Is(err, fs.ErrNotExist) && write {
+		if at, err = c.makePlace(root, b, tree); err != nil {
 			return err
 		}
 	}
@@ -147,8 +142,12 @@ func (c *Container) attach(ctx context.Context, root *os.File, b Bind, tree *os.
 }
 
 // makePlace makes the mount point of a tree.
-func (c *Container) makePlace(root *os.File, b Bind, tree *os.File, st *State) (*os.File, error) {
+func (c *Container) makePlace(root *os.File, b Bind, tree *os.File) (*os.File, error) {
 	fi, err := tree.Stat()
+	if err != nil {
+		return nil, err
+	}
+	st, err := c.State() // nobody else's: the lock is held where the root can be written
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +160,7 @@ func (c *Container) makePlace(root *os.File, b Bind, tree *os.File, st *State) (
 		}
 		st.Stubs = append(st.Stubs, p)
 	}
-	if err := c.setState(*st); err != nil {
+	if err := c.setState(st); err != nil {
 		return nil, err
 	}
 	if fi.IsDir() {

@@ -65,29 +65,35 @@ func (c *Container) mount(ctx context.Context, store *cache.Store, write bool) (
 // nothing uses it any more; a container that did not run cannot be started
 // before where write is set.
 func (c *Container) Root(ctx context.Context, store *cache.Store, write bool) (root *os.File, closeRoot func(), err error) {
+	root, _, closeRoot, err = c.openRoot(ctx, store, write)
+	return root, closeRoot, err
+}
+
+// openRoot is Root, and says whether it is that of the container as it runs.
+func (c *Container) openRoot(ctx context.Context, store *cache.Store, write bool) (root *os.File, live bool, closeRoot func(), err error) {
 	for ctx.Err() == nil {
 		st, err := c.State()
 		if err != nil {
-			return nil, nil, err
+			return nil, false, nil, err
 		}
 		if st.Status == Running || st.Status == Paused {
 			f, err := c.openLive(ctx)
 			if errors.Is(err, errEnded) {
 				continue
 			}
-			return f, func() { _ = f.Close() }, err
+			return f, true, func() { _ = f.Close() }, err
 		}
 		if store == nil {
 			_, err := c.may(Exec, st.Status)
-			return nil, nil, err
+			return nil, false, nil, err
 		}
 		if !write {
 			f, err := c.mount(ctx, store, false)
-			return f, func() { _ = f.Close() }, err
+			return f, false, func() { _ = f.Close() }, err
 		}
 		if st.Status == Restarting {
 			_, err := c.may(Exec, st.Status)
-			return nil, nil, err
+			return nil, false, nil, err
 		}
 		l, _, err := c.lock(ctx, Remove)
 		var started *StateError
@@ -95,16 +101,16 @@ func (c *Container) Root(ctx context.Context, store *cache.Store, write bool) (r
 			continue
 		}
 		if err != nil {
-			return nil, nil, err
+			return nil, false, nil, err
 		}
 		f, err := c.mount(ctx, store, true)
 		if err != nil {
 			l.unlock()
-			return nil, nil, err
+			return nil, false, nil, err
 		}
-		return f, func() { _ = f.Close(); l.unlock() }, nil
+		return f, false, func() { _ = f.Close(); l.unlock() }, nil
 	}
-	return nil, nil, context.Cause(ctx)
+	return nil, false, nil, context.Cause(ctx)
 }
 
 // openLive has the monitor open the root of the container's command. The
