@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -227,8 +228,9 @@ func inspectConfig(k *container.Container) inspectedConfig {
 		Hostname: k.Hostname, Domainname: k.Domainname, User: k.User, Tty: k.Terminal, OpenStdin: k.Config.Stdin, StdinOnce: k.StdinOnce,
 		AttachStdin: k.StdinOnce, AttachStdout: attached("stdout"), AttachStderr: attached("stderr"),
 		Env: k.Env, Cmd: k.Args[len(k.Entrypoint):], Entrypoint: k.Entrypoint,
-		Image: k.Image, WorkingDir: k.Cwd, Labels: k.Labels, StopSignal: k.StopSignal,
+		Image: k.Image, WorkingDir: k.Cwd, Labels: map[string]string{}, StopSignal: k.StopSignal,
 	}
+	maps.Copy(c.Labels, k.Labels)
 	if k.StopWait != 10 {
 		c.StopTimeout = &k.StopWait
 	}

@@ -69,6 +69,9 @@ func (a *app) run(ctx context.Context, f *runFlags, args []string) error {
 		return err
 	}
 	if !f.detach {
+		if shown.stdout == io.Discard && shown.stderr == io.Discard {
+			fmt.Fprintln(a.stdout, k.ID) // nothing else tells of it
+		}
 		return shown.foreground(ctx, m, k, len(f.attach) == 0 || slices.Contains(f.attach, "stdin"), keys, f.sigProxy)
 	}
 	if err := m.start(k, sandbox.Size{}); err != nil {
