@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"reflect"
 	"slices"
@@ -126,6 +127,9 @@ func (r *run) wire(ctx context.Context, w Wiring, pid int) error {
 	w.PID = pid
 	e, err := r.m.Attach(ctx, w)
 	if err != nil {
+		if _, gone := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); errors.Is(gone, fs.ErrNotExist) {
+			return nil // the process has ended, and the sandbox knows why: that is the error to show
+		}
 		return err
 	}
 	r.onClose(func() error {
