@@ -75,14 +75,15 @@ func (a *app) together(ctx context.Context, names []string, f func(*container.Co
 			<-places
 		})
 	}
-	err = a.tell(context.WithoutCancel(ctx), names, func(i int) error {
+	defer func() {
+		for i := range done {
+			done[i].Wait()
+		}
+	}()
+	return a.tell(ctx, names, func(i int) error {
 		done[i].Wait()
 		return outcomes[i]
 	})
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
 }
 
 func doTo(set container.Set, name string, f func(*container.Container) error) error {
@@ -101,6 +102,9 @@ func (a *app) tell(ctx context.Context, names []string, outcome func(int) error)
 			return context.Cause(ctx)
 		}
 		if err := outcome(i); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			fmt.Fprintf(a.stderr, "kiln: %v\n", err)
 			failed = true
 			continue
