@@ -166,6 +166,8 @@ func (c *child) main() {
 	if _, _, e := syscall.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWNS, 0, 0); e != 0 {
 		c.die(2, e)
 	}
+	// With its own end open it would wait for ever for a parent that was killed.
+	syscall.RawSyscall(syscall.SYS_CLOSE, uintptr(c.proceed[1]), 0, 0)
 	c.tell(0, 0)
 	for {
 		n, _, e := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.proceed[0]), uintptr(unsafe.Pointer(&c.result)), 1)
