@@ -20,6 +20,7 @@ import (
 
 	ggcrregistry "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
+	"kiln.build/runner/container"
 	"kiln.build/runner/monitor"
 	"kiln.build/runner/network"
 	"kiln.build/runner/sandbox"
@@ -100,6 +101,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv(sandboxtest.File, os.Getenv(sandboxtest.File))
 			e.Setenv("GORACE", "atexit_sleep_ms=0")
 			e.Defer(func() { removeBridges(t, e.WorkDir+"/.store") })
+			e.Defer(func() { removeContainers(t, e.WorkDir+"/.store") }) // before their bridges
 			return nil
 		},
 		Condition: func(c string) (bool, error) {
@@ -141,6 +143,19 @@ var userNamespace = sync.OnceValue(func() bool {
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
 	return c.Run() == nil
 })
+
+// removeContainers ends what a script that failed has left running.
+func removeContainers(t *testing.T, root string) {
+	all, err := container.Set{Dir: filepath.Join(root, "containers")}.List()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, k := range all {
+		if err := k.Remove(context.Background(), container.RemoveOptions{Force: true, Volumes: true}); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 // removeBridges takes away what a script has left of the machine's networks.
 func removeBridges(t *testing.T, root string) {
