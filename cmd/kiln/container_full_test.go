@@ -41,7 +41,7 @@ func smallDisk(t *testing.T, size int64) string {
 // all goes on.
 func TestFullDiskContainers(t *testing.T) {
 	w := newWorld(t)
-	disk := smallDisk(t, 40<<20)
+	disk := smallDisk(t, 64<<20)
 	built, _ := programs()
 	w.root = filepath.Join(disk, "store")
 	w.must("import", built.toolbox, "toolbox")
