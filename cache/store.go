@@ -170,6 +170,10 @@ func closeToOthers(dir string) error {
 	return os.Chmod(dir, 0o700)
 }
 
+// Is reports whether a folder is a store of the version that this program
+// knows. It touches nothing.
+func Is(root string) bool { return (&Store{root: root}).checkVersion() == nil }
+
 func (s *Store) checkVersion() error {
 	b, err := os.ReadFile(s.path("version"))
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	"kiln.build/cache"
 	"kiln.build/runner/container"
 	"kiln.build/runner/monitor"
 	"kiln.build/runner/monitor/monitorbin"
@@ -88,9 +89,9 @@ func (a *app) newMonitor(watched bool) (*monitorProcess, error) {
 }
 
 // monitorProgram is what to execute: the small program if that serves here,
-// else this one. Before it is there the store has to be.
+// else this one. The store is not open yet, and may be none.
 func (a *app) monitorProgram() (string, error) {
-	if rootless.Current() == rootless.Root {
+	if rootless.Current() == rootless.Root && cache.Is(a.root) {
 		// A file system may forbid to execute anything (noexec).
 		path, err := monitorbin.Install(filepath.Join(a.root, "programs"))
 		if err == nil && unix.Access(path, unix.X_OK) == nil {

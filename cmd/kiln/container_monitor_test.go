@@ -71,3 +71,22 @@ func TestMonitorProgram(t *testing.T) {
 	w.must("rm", "-f", "one", "two")
 	w.must("network", "rm", "net")
 }
+
+// TestMonitorProgramStays leaves folders alone that are no store, or one of
+// another version.
+func TestMonitorProgramStays(t *testing.T) {
+	w := newWorld(t)
+	for name, text := range map[string]string{"notes": "mine", "version": "kiln store 99\n"} {
+		w.root = t.TempDir()
+		if err := os.WriteFile(filepath.Join(w.root, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, code := w.run("run", "--rm", "toolbox", "true"); code != 125 {
+			t.Errorf("%s: exit status %d, want 125", name, code)
+		}
+		left, err := os.ReadDir(w.root)
+		if err != nil || len(left) != 1 || left[0].Name() != name {
+			t.Errorf("%s: left %v, %v", name, left, err)
+		}
+	}
+}
