@@ -111,14 +111,14 @@ func (s *Store) Lookup(ctx context.Context, key digest.Digest) (solver.Result, e
 
 func (s *Store) lookup(ctx context.Context, key digest.Digest) (*Record, error) {
 	if s.ro {
-		return s.promised(key)
+		return s.promised(ctx, key)
 	}
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	r, err := s.promised(key)
+	r, err := s.promised(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -136,13 +136,16 @@ func (s *Store) lookup(ctx context.Context, key digest.Digest) (*Record, error) 
 }
 
 // promised reads a record and sees that it keeps its promises.
-func (s *Store) promised(key digest.Digest) (*Record, error) {
+func (s *Store) promised(ctx context.Context, key digest.Digest) (*Record, error) {
 	r, err := s.Record(key)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range r.Result.Layers {
-		if err := s.hasLayer(l.Digest); err != nil {
+		if err := s.sound(ctx, l.Digest); err != nil {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			return nil, fmt.Errorf("layer %s is gone: %w", l.Digest, solver.ErrMiss)
 		}
 	}

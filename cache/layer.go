@@ -24,6 +24,9 @@ type Draft struct {
 	FS   string // empty: an overlay's upper directory, or where to unpack to
 	Work string // empty, on the same file system: the overlay's work directory
 
+	// Found is set by Commit: an equal layer was there already.
+	Found bool
+
 	store *Store
 	dir   string
 	ended sync.Once
@@ -130,8 +133,9 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 	if err := s.pin(pinned("layer", l.Digest)); err != nil {
 		return l, err
 	}
-	if s.hasLayer(l.Digest) == nil {
+	if s.sound(ctx, l.Digest) == nil {
 		s.touch(filepath.Join(s.layerPath(l.Digest), "tree"))
+		d.Found = true
 		return l, nil
 	}
 	unmark, err := s.mark("layer-" + l.Digest.Encoded())
@@ -143,7 +147,8 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 	if occupied(err) {
 		unmark()
 		if s.hasLayer(l.Digest) == nil {
-			return l, nil // someone else was faster
+			d.Found = true // someone else was faster
+			return l, nil
 		}
 		// What is there is no layer: someone meddled.
 		if err := s.Invalidate(l.Digest); err != nil {

@@ -126,7 +126,7 @@ func TestOverlay(t *testing.T) {
 				want.Entries[i].Hardlink = ""
 			}
 		}
-		if path, what := compare(want, got); what != "" {
+		if path, what := compare(want, got, everything); what != "" {
 			t.Errorf("step %d: /%s: %s", i, path, what)
 		}
 	}

@@ -102,7 +102,7 @@ func (s *Store) Pin(ctx context.Context, layers ...digest.Digest) error {
 	defer leave()
 	lines := make([]string, len(layers))
 	for i, d := range layers {
-		if err := s.hasLayer(d); err != nil {
+		if err := s.sound(ctx, d); err != nil {
 			return fmt.Errorf("layer %s: %w", d, err)
 		}
 		s.touch(filepath.Join(s.layerPath(d), "tree"))

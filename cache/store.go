@@ -84,9 +84,10 @@ type Store struct {
 	gate   *gate
 	seq    atomic.Uint64 // numbers names made by this process
 
-	mu    sync.Mutex
-	trees map[digest.Digest]*tree.Tree
-	works []string // work directories of ended drafts, for the next ones
+	mu     sync.Mutex
+	doubts map[digest.Digest][]string // markers of layers of other boots; see unsynced.go
+	trees  map[digest.Digest]*tree.Tree
+	works  []string // work directories of ended drafts, for the next ones
 
 	pins  pins
 	bound *bound

@@ -430,6 +430,8 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// TestPowerLoss has a machine go down before what was written is safe: what
+// was is used at once, what was not after it was read, if it is whole.
 func TestPowerLoss(t *testing.T) {
 	root := t.TempDir()
 	s := reopen(t, root, Options{BootID: "first"})
@@ -441,38 +443,125 @@ func TestPowerLoss(t *testing.T) {
 	if err := s.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	whole := putLayer(t, s, map[string]string{"whole": "1"})
 	lost := putLayer(t, s, map[string]string{"lost": "1"})
+	unused := putLayer(t, s, map[string]string{"unused": "1"})
+	gone := putLayer(t, s, map[string]string{"gone": "1"})
 	lostBlob, err := s.PutBlob([]byte("lost"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	wholeBlob, err := s.PutBlob([]byte("whole"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	keep := save(t, s, "keep", solver.Result{Layers: []solver.Layer{synced}, Blob: syncedBlob})
+	keepToo := save(t, s, "keep too", solver.Result{Layers: []solver.Layer{whole}, Blob: wholeBlob})
 	loseLayer := save(t, s, "lose layer", solver.Result{Layers: []solver.Layer{synced, lost}})
 	loseBlob := save(t, s, "lose blob", solver.Result{Blob: lostBlob})
+	if err := s.Invalidate(gone.Digest); err != nil {
+		t.Fatal(err)
+	}
 	closeTest(t, s)
 
 	again := reopen(t, root, Options{BootID: "first"})
-	for _, key := range []digest.Digest{keep, loseLayer, loseBlob} {
+	for _, key := range []digest.Digest{keep, keepToo, loseLayer, loseBlob} {
 		if _, err := again.Lookup(t.Context(), key); err != nil {
 			t.Errorf("same boot: %v", err)
+		}
+	}
+	// What journals keep of files whose content was not written.
+	for _, path := range []string{filepath.Join(again.LayerDir(lost.Digest), "lost"), again.hashed("blobs", lostBlob)} {
+		if err := os.Truncate(path, 0); err != nil {
+			t.Fatal(err)
 		}
 	}
 	closeTest(t, again)
 
 	for range 2 { // the second time there is nothing left to do
 		next := reopen(t, root, Options{BootID: "second"})
-		if _, err := next.Lookup(t.Context(), keep); err != nil {
-			t.Errorf("synced: %v", err)
+		for _, key := range []digest.Digest{keep, keepToo} {
+			if _, err := next.Lookup(t.Context(), key); err != nil {
+				t.Errorf("synced or whole: %v", err)
+			}
 		}
 		for _, key := range []digest.Digest{loseLayer, loseBlob} {
 			if _, err := next.Lookup(t.Context(), key); !isMiss(err) {
-				t.Errorf("unsynced: %v", err)
+				t.Errorf("spoiled: %v", err)
 			}
 		}
 		closeTest(t, next)
+		left, _ := os.ReadDir(filepath.Join(root, "unsynced", "first"))
+		if len(left) != 1 || !strings.HasPrefix(left[0].Name(), "layer-"+unused.Digest.Encoded()) {
+			t.Errorf("left %v, and not only what nobody used", left)
+		}
 	}
+	last := reopen(t, root, Options{BootID: "second"})
+	if err := last.Pin(t.Context(), unused.Digest); err != nil {
+		t.Error(err)
+	}
+	closeTest(t, last)
+	closeTest(t, reopen(t, root, Options{BootID: "second"}))
 	if left, _ := os.ReadDir(filepath.Join(root, "unsynced")); len(left) != 0 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// TestDoubtful has a layer made again in the place of one that a power loss
+// spoiled, by a process that looked at it while this one waited.
+func TestDoubtful(t *testing.T) {
+	root := t.TempDir()
+	s := reopen(t, root, Options{BootID: "first"})
+	l := putLayer(t, s, map[string]string{"f": "1"})
+	if err := os.Truncate(filepath.Join(s.LayerDir(l.Digest), "f"), 0); err != nil {
+		t.Fatal(err)
+	}
+	closeTest(t, s)
+	one, other := reopen(t, root, Options{BootID: "second"}), reopen(t, root, Options{BootID: "second"})
+	if err := one.Pin(t.Context(), l.Digest); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a spoiled layer is used: %v", err)
+	}
+	putLayer(t, one, map[string]string{"f": "1"})
+	for _, s := range []*Store{other, one} {
+		if err := s.Pin(t.Context(), l.Digest); err != nil {
+			t.Error(err)
+		}
+		closeTest(t, s)
+	}
+
+	// Nobody waits for ever for one who looks.
+	third := reopen(t, root, Options{BootID: "third"})
+	defer closeTest(t, third)
+	release, err := third.lockKey(t.Context(), l.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	fourth := reopen(t, root, Options{BootID: "third"})
+	defer closeTest(t, fourth)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := fourth.Pin(ctx, l.Digest); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestSyncMany syncs once there is much to lose.
+func TestSyncMany(t *testing.T) {
+	s := openTest(t, t.TempDir(), Options{})
+	for i := range manyUnsynced {
+		if left, _ := os.ReadDir(s.path("unsynced", s.boot)); len(left) != i {
+			t.Fatalf("%d of %d markers are left", len(left), i)
+		}
+		if _, err := s.mark("layer-x"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SyncMany(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, _ := os.ReadDir(s.path("unsynced", s.boot)); len(left) != 0 {
+		t.Errorf("%d markers are left", len(left))
 	}
 }
 

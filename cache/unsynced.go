@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -15,15 +16,16 @@ import (
 
 // What a power loss may do
 //
-// The thousands of files of a layer are not fsynced one by one: that would
-// take longer than the step that made them. So after a power loss a layer
-// can have its name while files in it are empty, for journals keep names,
-// not contents. Process crashes do no such harm; nor does it matter to what
-// is checked whenever it is read, as actions and encoded trees are.
+// The thousands of files of a layer are not fsynced: that would take longer
+// than the step that made them. So after a power loss a layer can have its
+// name while files in it are empty, for journals keep names, not contents.
+// Process crashes do no such harm; nor does it matter to what is checked
+// whenever it is read, as actions and encoded trees are.
 //
 // Therefore each layer (and each blob, of which a look-up asks only whether
 // it is there) has a marker unsynced/BOOT/KIND-HEX.N from before it gets its
-// name until it is safe, BOOT being the kernel's id of the current boot:
+// name until it is known to be safe, BOOT being the kernel's id of the current
+// boot:
 //
 //   - the content is written, then the marker is made, then the rename gives
 //     it its name. Journaling file systems keep names in order: if the name
@@ -32,11 +34,17 @@ import (
 //     The content of each was written before its marker was made, so before
 //     syncfs began: it is safe. Markers have numbers, so one that is made
 //     meanwhile for the same content is another one.
-//   - Open removes everything that has a marker of another boot, before
-//     anything in the store is used.
+//   - What has a marker of another boot is in doubt: it is read and compared
+//     with its listing before it is used for the first time (sound), and then
+//     loses the marker or goes. What this finds whole came from the disk, where
+//     it was written before this boot: it is safe as well. Blobs are checked
+//     by Open.
 //
 // Images are more than a cache: their blobs and tags are fsynced by package
-// layout, and Sync is called before a tag is written.
+// layout, before a tag is written. They need no layer: each can be unpacked
+// from its blob again. Containers do need theirs, so Sync is called before one
+// is made that is to stay. Otherwise nobody waits for a disk, but that what is
+// in doubt is bounded in number (see SyncMany).
 
 // bootID identifies the time since the machine was started.
 func bootID() (string, error) {
@@ -97,6 +105,22 @@ func (s *Store) Sync(ctx context.Context) error {
 	return nil
 }
 
+// manyUnsynced is how many layers and blobs may be in doubt after a power
+// loss: all others need not even be listed then.
+const manyUnsynced = 128
+
+// SyncMany is Sync once there is much that was not synced.
+func (s *Store) SyncMany(ctx context.Context) error {
+	markers, err := os.ReadDir(s.path("unsynced", s.boot))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(markers) < manyUnsynced {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sync store %s: %w", s.root, err)
+	}
+	return s.Sync(ctx)
+}
+
 func syncfs(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -106,83 +130,113 @@ func syncfs(dir string) error {
 	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
 }
 
-// recover removes what other boots left unsynced.
+// recover finds what other boots left unsynced.
 func (s *Store) recover() error {
-	boots, err := s.otherBoots()
-	if err != nil || len(boots) == 0 {
-		return err
-	}
-	// One process does it; others wait, and find nothing left to do.
-	lock, err := lockNow(s.path("locks", "recover"))
+	boots, err := os.ReadDir(s.path("unsynced"))
 	if err != nil {
 		return err
 	}
-	defer unlock(lock)
-	if boots, err = s.otherBoots(); err != nil {
-		return err
-	}
-	for _, boot := range boots {
-		markers, err := os.ReadDir(s.path("unsynced", boot))
+	for _, b := range boots {
+		if b.Name() == s.boot {
+			continue
+		}
+		dir := s.path("unsynced", b.Name())
+		markers, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // another process has done it
+		}
 		if err != nil {
 			return err
 		}
 		for _, m := range markers {
-			if err := s.distrust(m.Name()); err != nil {
-				return err
-			}
-			if err := os.Remove(s.path("unsynced", boot, m.Name())); err != nil {
+			if err := s.doubt(filepath.Join(dir, m.Name())); err != nil {
 				return err
 			}
 		}
-		if err := os.Remove(s.path("unsynced", boot)); err != nil {
+		// This works when none is left.
+		if err := os.Remove(dir); err != nil && len(markers) == 0 && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	return nil
 }
 
-// lockNow waits for a lock for as long as it takes.
-func lockNow(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock(f, unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
-	}
-	return f, nil
-}
-
-func (s *Store) otherBoots() ([]string, error) {
-	entries, err := os.ReadDir(s.path("unsynced"))
-	if err != nil {
-		return nil, err
-	}
-	var boots []string
-	for _, e := range entries {
-		if e.Name() != s.boot {
-			boots = append(boots, e.Name())
-		}
-	}
-	return boots, nil
-}
-
-// distrust removes what a marker names.
-func (s *Store) distrust(marker string) error {
-	name, _, _ := strings.Cut(marker, ".")
+// doubt takes a marker of another boot: it is kept in mind for a layer. The
+// marker of a blob, which is small, or of nothing goes.
+func (s *Store) doubt(marker string) error {
+	name, _, _ := strings.Cut(filepath.Base(marker), ".")
 	kind, hex, _ := strings.Cut(name, "-")
 	d := digest.NewDigestFromEncoded(digest.SHA256, hex)
-	if valid(d) != nil {
-		return nil
-	}
-	switch kind {
-	case "layer":
-		return s.Invalidate(d)
-	case "blob":
-		if err := os.Remove(s.hashed("blobs", d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+	if valid(d) == nil {
+		switch kind {
+		case "layer":
+			if _, err := os.Lstat(s.layerPath(d)); !errors.Is(err, fs.ErrNotExist) {
+				if s.doubts == nil {
+					s.doubts = map[digest.Digest][]string{}
+				}
+				s.doubts[d] = append(s.doubts[d], marker)
+				return err
+			}
+		case "blob":
+			// A damaged one is removed.
+			if _, err := s.Blob(d); err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 	}
-	return nil
+	return gone(os.Remove(marker))
+}
+
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// sound returns nil if a layer is there with its tree. One that is in doubt is
+// read first; it goes if it was spoiled.
+func (s *Store) sound(ctx context.Context, d digest.Digest) error {
+	if err := s.hasLayer(d); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	markers := s.doubts[d]
+	s.mu.Unlock()
+	if len(markers) == 0 {
+		return nil
+	}
+	// One at a time, in all processes: nobody may take what another one has
+	// made in its place for the spoiled one.
+	release, err := s.lockKey(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer release()
+	for _, m := range markers {
+		if _, err := os.Lstat(m); errors.Is(err, fs.ErrNotExist) {
+			markers = nil // another process has looked
+			break
+		}
+	}
+	if len(markers) > 0 {
+		_, what, err := s.verifyLayer(ctx, d, contents)
+		if err != nil {
+			return fmt.Errorf("layer %s, which was made before the machine was started: %w", d, err)
+		}
+		if what != "" {
+			if err := s.Invalidate(d); err != nil {
+				return err
+			}
+		}
+		for _, m := range markers {
+			if err := gone(os.Remove(m)); err != nil {
+				return err
+			}
+		}
+	}
+	s.mu.Lock()
+	delete(s.doubts, d)
+	s.mu.Unlock()
+	return s.hasLayer(d)
 }

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"kiln.build/cache/archive"
 	"kiln.build/cache/layout"
+	"kiln.build/cache/tree"
 	"kiln.build/exporter/blob"
 	"kiln.build/solver"
 
@@ -190,6 +192,14 @@ func (e *Exporter) Prepare(ctx context.Context, o Output, stack []solver.Layer, 
 		}
 	}
 	return nil
+}
+
+// Feed makes the blob of a layer while that is being made, for an output that
+// is no files: see [blob.Maker.Feed].
+func (e *Exporter) Feed(ctx context.Context, o Output, t *tree.Tree, from archive.PackOptions, kept func() error) error {
+	l := solver.Layer{Digest: t.Digest(), Size: t.Size(), Created: time.Now().UTC().Round(0)}
+	_, err := e.blobs().Feed(ctx, l, t, from, e.form(o).Layers, e.Epoch, kept)
+	return err
 }
 
 // mediaType is a layer's in the family that the manifest is of. The blob is

@@ -158,9 +158,14 @@ func (e *Exporter) form(o Output) Form {
 	return f
 }
 
+// Compresses reports whether an output's own layers are compressed.
+func (e *Exporter) Compresses(o Output) bool {
+	return !o.Files() && e.form(o).Layers.Compression != archive.Uncompressed
+}
+
 // exportImage puts the image into the local store.
 func (e *Exporter) exportImage(ctx context.Context, o Output, r *Result) error {
-	if err := e.Store.Sync(ctx); err != nil {
+	if err := e.Store.SyncMany(ctx); err != nil {
 		return err
 	}
 	store := images.Store{Cache: e.Store}

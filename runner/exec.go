@@ -249,7 +249,7 @@ func (x *execution) run(ctx context.Context) error {
 		pipes = append(pipes, wr)
 		log := x.a.Log(i + 1)
 		readers.Go(func() {
-			_, _ = io.Copy(log, onlyReader{rd})
+			_, _ = io.Copy(log, struct{ io.Reader }{rd}) // without short cuts around the copying
 			_ = rd.Close()
 		})
 	}

@@ -204,14 +204,14 @@ func (x *execution) materialise(ctx context.Context, s *selection) (solver.Layer
 	for i := range s.tree.Entries {
 		e := s.tree.Entries[i]
 		e.Source = ""
-		p.entries[e.Path] = &planned{Entry: e, from: &s.tree.Entries[i], sel: s}
+		p.put(planned{Entry: e, from: &s.tree.Entries[i], sel: s})
 	}
 	draft, err := x.r.Store.NewLayer()
 	if err != nil {
 		return solver.Layer{}, err
 	}
 	defer draft.Discard()
-	t, err := p.write(ctx, draft.FS, nil)
+	t, err := p.all(ctx, draft.FS)
 	if err != nil {
 		return solver.Layer{}, err
 	}
@@ -254,9 +254,9 @@ func (x *execution) fill(ctx context.Context, dir string, layers []solver.Layer,
 	for i := range t.Entries {
 		e := t.Entries[i]
 		e.Source = ""
-		p.entries[e.Path] = &planned{Entry: e, from: &t.Entries[i], sel: s}
+		p.put(planned{Entry: e, from: &t.Entries[i], sel: s})
 	}
-	_, err = p.write(ctx, dir, nil)
+	_, err = p.all(ctx, dir)
 	return err
 }
 

@@ -43,6 +43,9 @@ type Runner struct {
 	// sandbox of package sandbox.
 	Runtime string
 
+	// Packer, if set, is told of layers of files that are being copied.
+	Packer Packer
+
 	// NoTrace does not look at what steps read: see reads.go.
 	NoTrace bool
 

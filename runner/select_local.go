@@ -32,6 +32,8 @@ type localContext struct {
 	// takes some time where there are very many, so it waits for a need.
 	stats func() (*cache.StatCache, error)
 	used  atomic.Bool // stats has been called
+
+	noisy atomic.Bool // files are not ours, who may not keep their times of access
 }
 
 func (c *localContext) statCache() (*cache.StatCache, error) {
@@ -124,7 +126,14 @@ func changed(err error) bool {
 // open opens a selected file: no link is followed any more, and nothing
 // outside the directory can be reached.
 func (c *localContext) open(e *tree.Entry) (io.ReadCloser, error) {
-	fd, err := c.openFD(sourceOf(e), unix.O_RDONLY)
+	fd, err := -1, error(unix.EPERM)
+	if !c.noisy.Load() { // to change times of access takes time
+		fd, err = c.openFD(sourceOf(e), unix.O_RDONLY|unix.O_NOATIME)
+	}
+	if err == unix.EPERM {
+		c.noisy.Store(true)
+		fd, err = c.openFD(sourceOf(e), unix.O_RDONLY)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%q in %s: %w", "/"+sourceOf(e), c.name, err)
 	}

@@ -28,6 +28,8 @@ type disk struct {
 	// loose says that ids and attributes which the kernel refuses are left
 	// out: so it must be without the privileges of root.
 	loose bool
+
+	noisy bool // files are not ours, who may not keep their times of access
 }
 
 // beneath keeps a lookup below the descriptor that it starts from, whatever

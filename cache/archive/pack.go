@@ -31,6 +31,12 @@ type PackOptions struct {
 
 	// Layer is named in errors.
 	Layer digest.Digest
+
+	// Feed, if set, has the contents of the files that [Feeds] tells, and Open
+	// opens the others: the directory is not looked at. What is opened is
+	// checked, what is fed was.
+	Feed *Feed
+	Open func(e *tree.Entry) (io.ReadCloser, error)
 }
 
 // Pack writes the layer in dir, whose tree is t, as a tar stream in canonical
@@ -41,24 +47,30 @@ type PackOptions struct {
 // directory is written only where its attributes differ from those below.
 // Equal trees with equal times and options give equal streams.
 //
-// All but the contents of files comes from t. They are read from dir and
-// checked: the error is a [*CorruptError] if they are not those of t.
+// All but the contents of files comes from t. They are read from dir, unless
+// the options say otherwise, and checked: the error is a [*CorruptError] if they are not those of t.
 func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOptions) error {
-	d, err := openDisk(dir)
-	if err != nil {
-		return fmt.Errorf("pack layer: %w", err)
+	fed := o.Feed != nil
+	if !fed {
+		d, err := openDisk(dir)
+		if err != nil {
+			return fmt.Errorf("pack layer: %w", err)
+		}
+		defer d.Close()
+		small := newPrefetch(dir, t, o.Layer)
+		defer small.Close()
+		o.Feed, o.Open = small.Feed, func(e *tree.Entry) (io.ReadCloser, error) { return openFile(d, e.Path) }
 	}
-	defer d.Close()
+	o.Feed.reading.Store(true)
+	defer o.Feed.Stop()
 	// Headers and padding are small, and w may be slow to take many pieces.
 	out := bufio.NewWriterSize(w, 256<<10)
 	p := &packer{
 		o:    o,
-		disk: d,
+		fed:  fed,
 		tree: t,
 		tw:   tar.NewWriter(out),
 	}
-	p.small = newPrefetch(dir, t, o.Layer)
-	defer p.small.Close()
 	for i := range t.Entries {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -74,12 +86,11 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 }
 
 type packer struct {
-	o     PackOptions
-	disk  *disk
-	tree  *tree.Tree
-	tw    *tar.Writer
-	small *prefetch
-	buf   []byte // for large files
+	o    PackOptions
+	fed  bool // by someone who has checked all that is fed, and no content
+	tree *tree.Tree
+	tw   *tar.Writer
+	buf  []byte // for large files
 
 	// hiding is the topmost opaque directory on the way to the entry, or nil:
 	// below it every directory hides what the stack has.
@@ -229,8 +240,10 @@ func (p *packer) time(ns int64) time.Time {
 // content copies a file's bytes into the stream and checks them.
 func (p *packer) content(ctx context.Context, e *tree.Entry) error {
 	switch {
-	case ahead(e):
-		b, err := p.small.Content(ctx)
+	case e.Size == 0 && p.fed:
+		return nil
+	case Feeds(e):
+		b, err := p.o.Feed.content(ctx, e)
 		if err == nil {
 			_, err = p.tw.Write(b)
 		}
@@ -239,7 +252,7 @@ func (p *packer) content(ctx context.Context, e *tree.Entry) error {
 		p.buf = make([]byte, 256<<10)
 	}
 	corrupt := func(reason string) error { return &CorruptError{Path: e.Path, Layer: p.o.Layer, Reason: reason} }
-	f, err := openFile(p.disk, e.Path)
+	f, err := p.o.Open(e)
 	if err != nil {
 		return corrupt(err.Error())
 	}

@@ -1,11 +1,8 @@
 package archive
 
 import (
-	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"runtime"
 	"sync"
@@ -16,55 +13,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prefetch reads and checks the small files of a layer ahead of the stream
-// that they go into, several at a time: opening them takes longer than
-// copying their bytes.
+// prefetch reads and checks the small files of a layer for a Feed, several at
+// a time.
 type prefetch struct {
-	order chan *batch // in the order of the stream
-	work  chan *batch
-	stop  chan struct{}
-	wait  sync.WaitGroup
-	spare sync.Pool // of *batch
-
-	// Of the consumer.
-	current *batch
-	next    int
+	*Feed
+	work chan work
+	wait sync.WaitGroup
 }
 
-// batch is some files one after the other.
-type batch struct {
+type work struct {
 	files []*tree.Entry
-	ends  []int // of each file in data
-	errs  []error
-	data  []byte
-	done  chan struct{}
-}
-
-const (
-	// smallFile is the largest that is read ahead.
-	smallFile = 256 << 10
-
-	batchBytes = 1 << 20
-	batchFiles = 64
-)
-
-// ahead reports whether a file's content is read ahead.
-func ahead(e *tree.Entry) bool {
-	return e.Type == tree.File && e.Hardlink == "" && e.Size > 0 && e.Size <= smallFile
+	to    *Batch
 }
 
 // newPrefetch starts to read the small files of t. Close must be called.
 func newPrefetch(dir string, t *tree.Tree, layer digest.Digest) *prefetch {
 	workers := min(runtime.GOMAXPROCS(0), 8)
-	p := &prefetch{
-		order: make(chan *batch, workers+1),
-		work:  make(chan *batch, workers+1),
-		stop:  make(chan struct{}),
-	}
+	p := &prefetch{Feed: NewFeed(workers + 1), work: make(chan work, workers+1)}
+	p.reading.Store(true)
 	p.wait.Go(func() {
-		defer close(p.work)
-		defer close(p.order)
 		p.produce(t)
+		p.End(nil)
+		close(p.work)
 	})
 	for range workers {
 		p.wait.Go(func() { p.read(dir, layer) })
@@ -74,42 +44,30 @@ func newPrefetch(dir string, t *tree.Tree, layer digest.Digest) *prefetch {
 
 // produce hands out batches.
 func (p *prefetch) produce(t *tree.Tree) {
-	b, size := p.batch(), int64(0)
+	var files []*tree.Entry
+	size := int64(0)
 	send := func() bool {
-		for _, to := range []chan *batch{p.order, p.work} {
-			select {
-			case to <- b:
-			case <-p.stop:
-				return false
-			}
+		b := p.Next(files)
+		if b != nil {
+			p.work <- work{files, b}
 		}
-		b, size = p.batch(), 0
-		return true
+		files, size = nil, 0
+		return b != nil
 	}
 	for i := range t.Entries {
 		e := &t.Entries[i]
-		if !ahead(e) {
+		if !Feeds(e) {
 			continue
 		}
-		if len(b.files) > 0 && (size+e.Size > batchBytes || len(b.files) == batchFiles) && !send() {
+		if len(files) > 0 && (size+e.Size > BatchBytes || len(files) == BatchFiles) && !send() {
 			return
 		}
-		b.files = append(b.files, e)
+		files = append(files, e)
 		size += e.Size
 	}
-	if len(b.files) > 0 {
+	if len(files) > 0 {
 		send()
 	}
-}
-
-func (p *prefetch) batch() *batch {
-	b, _ := p.spare.Get().(*batch)
-	if b == nil {
-		b = &batch{}
-	}
-	clear(b.files)
-	*b = batch{files: b.files[:0], ends: b.ends[:0], errs: b.errs[:0], data: b.data[:0], done: make(chan struct{})}
-	return b
 }
 
 // read fills batches.
@@ -118,49 +76,21 @@ func (p *prefetch) read(dir string, layer digest.Digest) {
 	if err == nil {
 		defer d.Close()
 	}
-	for b := range p.work {
-		for _, e := range b.files {
+	for w := range p.work {
+		for _, e := range w.files {
 			ferr := err
 			if ferr == nil {
-				b.data, ferr = readChecked(b.data, d, e, layer)
+				w.to.Data, ferr = readChecked(w.to.Data, d, e, layer)
 			}
-			b.ends = append(b.ends, len(b.data))
-			b.errs = append(b.errs, ferr)
+			w.to.Next(ferr)
 		}
-		close(b.done)
+		w.to.Done()
 	}
-}
-
-// Content is that of the next small file, valid until the next call.
-func (p *prefetch) Content(ctx context.Context) ([]byte, error) {
-	for p.current == nil || p.next == len(p.current.files) {
-		if p.current != nil {
-			p.spare.Put(p.current)
-			p.current = nil
-		}
-		b, ok := <-p.order
-		if !ok {
-			return nil, io.ErrUnexpectedEOF
-		}
-		select {
-		case <-b.done:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		p.current, p.next = b, 0
-	}
-	i := p.next
-	p.next++
-	start := 0
-	if i > 0 {
-		start = p.current.ends[i-1]
-	}
-	return p.current.data[start:p.current.ends[i]], p.current.errs[i]
 }
 
 // Close stops reading and waits until it has stopped.
 func (p *prefetch) Close() {
-	close(p.stop)
+	p.Stop()
 	p.wait.Wait()
 }
 
@@ -176,7 +106,7 @@ func readChecked(buf []byte, d *disk, e *tree.Entry, layer digest.Digest) ([]byt
 	start := len(buf)
 	end := start + int(e.Size)
 	if cap(buf) <= end {
-		grown := make([]byte, start, max(end+1, batchBytes+1))
+		grown := make([]byte, start, max(end+1, BatchBytes+1))
 		copy(grown, buf)
 		buf = grown
 	}
@@ -203,8 +133,8 @@ func readChecked(buf []byte, d *disk, e *tree.Entry, layer digest.Digest) ([]byt
 	case n < end:
 		return buf[:start], corrupt(fmt.Sprintf("it has %d of %d bytes", n-start, e.Size))
 	}
-	if got := sha256.Sum256(buf[start:end]); digest.NewDigestFromBytes(digest.SHA256, got[:]) != e.Digest {
-		return buf[:start], corrupt("its bytes have the digest " + digest.NewDigestFromBytes(digest.SHA256, got[:]).String())
+	if !tree.Holds(e, buf[start:end]) {
+		return buf[:start], corrupt("its bytes have the digest " + digest.FromBytes(buf[start:end]).String())
 	}
 	return buf[:end], nil
 }
@@ -216,7 +146,15 @@ func openRegular(d *disk, name string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	fd, err := -1, error(unix.EPERM)
+	if !d.noisy { // to change times of access takes time
+		fd, err = unix.Openat(parent, base, flags|unix.O_NOATIME, 0)
+	}
+	if err == unix.EPERM {
+		d.noisy = true
+		fd, err = unix.Openat(parent, base, flags, 0)
+	}
 	if err != nil {
 		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
 	}

@@ -10,6 +10,8 @@
 package tree
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"sort"
@@ -311,6 +313,14 @@ func join(dir, name string) string {
 
 // validDigest is Validate without a regular expression for the digests that
 // trees have as a rule.
+// Holds reports whether a content is that of a file.
+func Holds(e *Entry, content []byte) bool {
+	sum := sha256.Sum256(content)
+	var d [len("sha256:") + 2*sha256.Size]byte
+	hex.Encode(d[copy(d[:], "sha256:"):], sum[:])
+	return string(d[:]) == string(e.Digest) // this allocates nothing
+}
+
 func validDigest(d digest.Digest) error {
 	hex, ok := strings.CutPrefix(string(d), "sha256:")
 	if !ok || len(hex) != 64 {

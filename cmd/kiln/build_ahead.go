@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
 	"slices"
 	"sync"
 
+	"kiln.build/cache/archive"
+	"kiln.build/cache/tree"
 	"kiln.build/exporter"
+	"kiln.build/exporter/blob"
 	"kiln.build/solver"
 
 	"github.com/moby/term"
@@ -30,15 +35,17 @@ func (b *builder) exporter() (*exporter.Exporter, error) {
 }
 
 // ahead is a Runner that makes the blobs of an image's layers while the next
-// steps run. What does not work is left to the export, which tells why, as is
-// what someone prunes meanwhile: a lease would hold that up for as long as
-// the build takes.
+// steps run, and those of files that are copied while they are. What does not
+// work is left to the export, which tells why, as is what someone prunes
+// meanwhile: a lease would hold that up for as long as the build takes.
 type ahead struct {
 	solver.Runner
 	final   map[*solver.Step]bool // of the images, but for the last ones, after which nothing runs
+	last    map[*solver.Step]bool
 	prepare func(stack []solver.Layer, below int) error
-	sync    func() error       // nil where no image is tagged at the end
-	cancel  context.CancelFunc // of prepare
+	pack    func(t *tree.Tree, from archive.PackOptions, kept func() error) error // nil where no output has blobs
+	slow    bool                                                                  // pack compresses: what reads must not wait for it
+	cancel  context.CancelFunc                                                    // of prepare
 	wait    sync.WaitGroup
 }
 
@@ -48,7 +55,7 @@ func (b *builder) ahead(ctx context.Context, targets []*solver.Vertex) (*ahead, 
 	if err != nil {
 		return nil, err
 	}
-	a := &ahead{Runner: b.runner, final: map[*solver.Step]bool{}}
+	a := &ahead{Runner: b.runner, final: map[*solver.Step]bool{}, last: map[*solver.Step]bool{}}
 	// The context that Run gets ends when the last step has.
 	ctx, a.cancel = context.WithCancel(ctx)
 	a.prepare = func(stack []solver.Layer, below int) error {
@@ -59,10 +66,18 @@ func (b *builder) ahead(ctx context.Context, targets []*solver.Vertex) (*ahead, 
 		}
 		return nil
 	}
-	if slices.ContainsFunc(b.outputs, exporter.Output.InStore) {
-		a.sync = func() error { return b.store.Sync(ctx) }
+	if i := slices.IndexFunc(b.outputs, func(o exporter.Output) bool { return !o.Files() }); i >= 0 && !b.flags.dryRun {
+		o := b.outputs[i]
+		a.slow = x.Compresses(o)
+		a.pack = func(t *tree.Tree, from archive.PackOptions, kept func() error) error {
+			return x.Feed(ctx, o, t, from, kept)
+		}
+		b.runner.Packer = a.packer
 	}
 	for _, t := range targets {
+		if t.Step != nil {
+			a.last[t.Step] = true
+		}
 		for v := t.Below; v != nil; v = v.Below {
 			if v.Step != nil {
 				a.final[v.Step] = true
@@ -72,25 +87,11 @@ func (b *builder) ahead(ctx context.Context, targets []*solver.Vertex) (*ahead, 
 	return a, nil
 }
 
-// syncAhead is the size from which a step's layers are made safe from a power
-// loss at once. The tag at the end waits for that, and for little then.
-const syncAhead = 16 << 20
-
 // Run implements [solver.Runner].
 func (a *ahead) Run(ctx context.Context, act *solver.Action) (solver.Result, error) {
 	res, err := a.Runner.Run(ctx, act)
-	if err != nil {
+	if err != nil || len(res.Layers) == 0 || !a.final[act.Step] {
 		return res, err
-	}
-	var size int64
-	for _, l := range res.Layers {
-		size += l.Size
-	}
-	if size >= syncAhead && a.sync != nil {
-		a.wait.Go(func() { _ = a.sync() })
-	}
-	if len(res.Layers) == 0 || !a.final[act.Step] {
-		return res, nil
 	}
 	var stack []solver.Layer
 	if act.Below != nil {
@@ -100,6 +101,33 @@ func (a *ahead) Run(ctx context.Context, act *solver.Action) (solver.Result, err
 	stack = append(stack, res.Layers...)
 	a.wait.Go(func() { _ = a.prepare(stack, below) })
 	return res, nil
+}
+
+const (
+	// packMin is the size from which a layer is packed while it is copied.
+	packMin = 1 << 20
+
+	// feedBatches is how many batches of files wait to be packed.
+	feedBatches = 8
+)
+
+// packer implements [runner.Packer].
+func (a *ahead) packer(act *solver.Action, t *tree.Tree, open func(*tree.Entry) (io.ReadCloser, error)) (*archive.Feed, func(bool)) {
+	wanted := a.last[act.Step] || a.final[act.Step] && !a.slow
+	if act.Step == nil || !wanted || t.Size() < packMin || !blob.Alone(t) {
+		return nil, nil
+	}
+	feed := archive.NewFeed(feedBatches)
+	settled := make(chan bool, 1)
+	a.wait.Go(func() {
+		_ = a.pack(t, archive.PackOptions{Feed: feed, Open: open}, func() error {
+			if !<-settled {
+				return errors.New("the layer did not come about")
+			}
+			return nil
+		})
+	})
+	return feed, func(kept bool) { settled <- kept }
 }
 
 // Close waits for what was begun, and stops that if the build failed.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"testing"
 
+	"kiln.build/cache/archive"
+	"kiln.build/cache/tree"
 	"kiln.build/solver"
 )
 
@@ -51,33 +53,50 @@ func TestAhead(t *testing.T) {
 	}
 }
 
-// TestAheadSyncs begins to sync after large layers, where there is a need.
-func TestAheadSyncs(t *testing.T) {
-	size, synced := int64(syncAhead-1), 0
-	a := &ahead{
-		Runner: runnerFunc(func(context.Context, *solver.Action) (solver.Result, error) {
-			return solver.Result{Layers: []solver.Layer{{Size: size}}}, nil
-		}),
-		sync:   func() error { synced++; return nil },
-		cancel: func() {},
+// TestAheadPacks packs large layers of files while they are copied: those of
+// the image that nothing can be held up by.
+func TestAheadPacks(t *testing.T) {
+	last, final, other := &solver.Step{}, &solver.Step{}, &solver.Step{}
+	size := int64(packMin)
+	layer := func(e ...tree.Entry) *tree.Tree {
+		return &tree.Tree{Entries: append(e, tree.Entry{Path: "f", Type: tree.File, Size: size})}
 	}
-	run := func() {
-		t.Helper()
-		if _, err := a.Run(t.Context(), &solver.Action{}); err != nil {
-			t.Fatal(err)
+	for i, c := range []struct {
+		step *solver.Step
+		slow bool
+		t    *tree.Tree
+		want bool
+	}{
+		{step: last, t: layer(), want: true},
+		{step: final, t: layer(), want: true},
+		{step: last, slow: true, t: layer(), want: true},
+		{step: final, slow: true, t: layer()},
+		{step: other, t: layer()},
+		{t: layer()},
+		{step: last, t: layer(tree.Entry{Path: "", Type: tree.Dir, Mode: 0o700})},
+		{step: last, t: &tree.Tree{Entries: []tree.Entry{{Path: "f", Type: tree.File, Size: size - 1}}}},
+	} {
+		for _, kept := range []bool{true, false} {
+			var packed *tree.Tree
+			var err error
+			a := &ahead{
+				last: map[*solver.Step]bool{last: true}, final: map[*solver.Step]bool{final: true}, slow: c.slow,
+				pack: func(t *tree.Tree, from archive.PackOptions, kept func() error) error {
+					packed, err = t, kept()
+					return err
+				},
+				cancel: func() {},
+			}
+			f, settle := a.packer(&solver.Action{Step: c.step}, c.t, nil)
+			if f != nil {
+				settle(kept)
+			}
+			a.Close(nil)
+			if (f != nil) != c.want || c.want && (packed != c.t || (err == nil) != kept) {
+				t.Errorf("case %d: feed %v, packed %v, %v", i, f, packed, err)
+			}
 		}
-		a.wait.Wait()
 	}
-	if run(); synced != 0 {
-		t.Error("a small layer is synced by itself")
-	}
-	size++
-	if run(); synced != 1 {
-		t.Errorf("a large layer is synced %d times", synced)
-	}
-	a.sync = nil
-	run()
-	a.Close(nil)
 }
 
 func TestAheadStopsWithTheBuild(t *testing.T) {

@@ -139,37 +139,75 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 			return Blob{}, err
 		}
 	}
+	return m.once(ctx, p, func() (Blob, error) { return m.pack(ctx, p, l, t, o) })
+}
+
+// Feed returns the blob of a layer, the listing t, while it is being made:
+// the contents of its files come with from. At the end kept is asked whether
+// the layer became what was fed; without that nothing is remembered. The
+// layer's blob must not depend on those below: see [Alone].
+func (m *Maker) Feed(ctx context.Context, l solver.Layer, t *tree.Tree, from archive.PackOptions, f Form, epoch *time.Time, kept func() error) (Blob, error) {
+	defer from.Feed.Stop()
+	from.Epoch, from.Layer = epoch, l.Digest
+	p := pack{layer: l.Digest, form: f, epoch: epoch}
 	return m.once(ctx, p, func() (Blob, error) {
-		// Compressing what was packed before is cheaper than packing again.
-		plain := p
-		plain.form = Form{}
-		if b, ok := m.lookup(ctx, plain); ok && f.compression() != archive.Uncompressed {
-			return m.compress(ctx, b, f)
+		b, err := m.packBlob(ctx, p, t, from)
+		if err == nil {
+			err = kept()
 		}
-		pb := archive.BlobOptions{PackOptions: o, Compression: f.compression(), Level: f.level()}
-		var known *blocks
-		if f.compression() != archive.Uncompressed && t.Size() > worthBlocks {
-			known = m.blocks(ctx)
-			defer known.Close()
-			pb.Blocks = known
+		if err == nil {
+			m.rememberLayer(ctx, l, t, nil, b.DiffID)
 		}
-		desc, diffID, err := archive.PackBlob(ctx, m.Store.Images(), m.Store.LayerDir(l.Digest), t, pb)
-		var corrupt *archive.CorruptError
-		if errors.As(err, &corrupt) {
-			// The step that made it runs again in the next build.
-			return Blob{}, errors.Join(err, m.Store.Invalidate(l.Digest))
-		}
-		if err == nil && same(t, o.Lower) {
-			// So that the archive is never unpacked where it was made. Not
-			// to remember it costs time later, and nothing now.
-			l.Origin = nil
-			_ = m.Store.Save(ctx, cache.UnpackAction(diffID), solver.Result{Digest: l.Digest, Layers: []solver.Layer{l}})
-		}
-		if err == nil && known != nil {
-			known.save(ctx, desc.Digest)
-		}
-		return Blob{Descriptor: desc, DiffID: diffID}, err
+		return b, err
 	})
+}
+
+// Alone reports whether the blob of a layer is the same on any stack.
+func Alone(t *tree.Tree) bool { return !dependsOnLower(t) }
+
+// pack makes the blob of a layer.
+func (m *Maker) pack(ctx context.Context, p pack, l solver.Layer, t *tree.Tree, o archive.PackOptions) (Blob, error) {
+	// Compressing what was packed before is cheaper than packing again.
+	plain := p
+	plain.form = Form{}
+	if b, ok := m.lookup(ctx, plain); ok && p.form.compression() != archive.Uncompressed {
+		return m.compress(ctx, b, p.form)
+	}
+	b, err := m.packBlob(ctx, p, t, o)
+	var corrupt *archive.CorruptError
+	if errors.As(err, &corrupt) {
+		// The step that made it runs again in the next build.
+		return Blob{}, errors.Join(err, m.Store.Invalidate(l.Digest))
+	}
+	if err == nil {
+		m.rememberLayer(ctx, l, t, o.Lower, b.DiffID)
+	}
+	return b, err
+}
+
+// packBlob writes the blob of a layer.
+func (m *Maker) packBlob(ctx context.Context, p pack, t *tree.Tree, o archive.PackOptions) (Blob, error) {
+	pb := archive.BlobOptions{PackOptions: o, Compression: p.form.compression(), Level: p.form.level()}
+	var known *blocks
+	if p.form.compression() != archive.Uncompressed && t.Size() > worthBlocks {
+		known = m.blocks(ctx)
+		defer known.Close()
+		pb.Blocks = known
+	}
+	desc, diffID, err := archive.PackBlob(ctx, m.Store.Images(), m.Store.LayerDir(p.layer), t, pb)
+	if err == nil && known != nil {
+		known.save(ctx, desc.Digest)
+	}
+	return Blob{Descriptor: desc, DiffID: diffID}, err
+}
+
+// rememberLayer sees to it that the archive of a layer is never unpacked
+// where it was made. Not to remember it costs time later, and nothing now.
+func (m *Maker) rememberLayer(ctx context.Context, l solver.Layer, t *tree.Tree, lower *tree.Index, diffID digest.Digest) {
+	if same(t, lower) {
+		l.Origin = nil
+		_ = m.Store.Save(ctx, cache.UnpackAction(diffID), solver.Result{Digest: l.Digest, Layers: []solver.Layer{l}})
+	}
 }
 
 // worthBlocks is the size of a layer from which blocks are remembered.

@@ -15,6 +15,7 @@ import (
 	"kiln.build/cache"
 	"kiln.build/cache/archive"
 	"kiln.build/cache/layout"
+	"kiln.build/cache/tree"
 	"kiln.build/exporter/internal/storetest"
 	"kiln.build/solver"
 
@@ -109,6 +110,54 @@ func TestPackRemembered(t *testing.T) {
 
 // TestPackDependsOnLower packs one layer over two bases: whiteouts are
 // written for what is there.
+// TestFeed makes the blob of a layer that is not there yet. It is remembered
+// only if the layer comes about, and is the one that is packed otherwise.
+func TestFeed(t *testing.T) {
+	m := Maker{Store: storetest.Open(t)}
+	l := storetest.Layer(t, m.Store, "d/", "d/f content", "g more")
+	list, err := m.Store.Tree(l.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	feed := func(m Maker, kept func() error) (Blob, error) {
+		f := archive.NewFeed(2)
+		go func() {
+			for _, e := range []string{"d/f content", "g more"} {
+				name, text, _ := strings.Cut(e, " ")
+				at, _ := list.Lookup(name)
+				if b := f.Next([]*tree.Entry{at}); b != nil {
+					b.Data = append(b.Data, text...)
+					b.Next(nil)
+					b.Done()
+				}
+			}
+			f.End(nil)
+		}()
+		return m.Feed(t.Context(), l, list, archive.PackOptions{Feed: f}, Form{Compression: archive.Gzip}, nil, kept)
+	}
+	none := errors.New("no layer")
+	other := Maker{Store: storetest.Open(t)}
+	if _, err := feed(other, func() error { return none }); !errors.Is(err, none) {
+		t.Errorf("the layer did not come about: %v", err)
+	}
+	count := 0
+	if err := other.Store.Records(t.Context(), func(*cache.Record) error { count++; return nil }); err != nil || count > 0 {
+		t.Errorf("%d actions are remembered, %v", count, err)
+	}
+	fed, err := feed(other, func() error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := m.Pack(t.Context(), []solver.Layer{l}, 0, Form{Compression: archive.Gzip}, nil)
+	if err != nil || fed.Descriptor.Digest != want.Descriptor.Digest || fed.DiffID != want.DiffID {
+		t.Errorf("fed %v, packed %v, %v", fed, want, err)
+	}
+	again, err := feed(other, func() error { t.Error("it is made again"); return nil })
+	if err != nil || again.Descriptor.Digest != fed.Descriptor.Digest {
+		t.Errorf("again: %v, %v", again, err)
+	}
+}
+
 func TestPackDependsOnLower(t *testing.T) {
 	s := storetest.Open(t)
 	m := Maker{Store: s}
