@@ -90,7 +90,7 @@ func decodeRecord(key digest.Digest, b []byte) (*Record, error) {
 	if err := json.Unmarshal(meta, r); err != nil {
 		return nil, fmt.Errorf("%v: %w", err, ErrCorrupt)
 	}
-	if digest.FromBytes(description) != key {
+	if solver.Digest(description) != key {
 		return nil, fmt.Errorf("it is of another action: %w", ErrCorrupt)
 	}
 	if r.Stack && r.Result.Layers == nil {
@@ -127,7 +127,7 @@ func (s *Store) lookup(ctx context.Context, key digest.Digest) (*Record, error) 
 	}
 	s.touch(s.hashed("actions", key))
 	for _, l := range r.Result.Layers {
-		s.touch(filepath.Join(s.layerPath(l.Digest), "tree"))
+		s.used(l.Digest)
 	}
 	if r.Result.Blob != "" {
 		s.touch(s.hashed("blobs", r.Result.Blob))
@@ -279,6 +279,17 @@ func (s *Store) eachHashed(ctx context.Context, kind string, fn func(d digest.Di
 		}
 	}
 	return nil
+}
+
+// used notes that a layer was used, once for each process.
+func (s *Store) used(d digest.Digest) {
+	s.mu.Lock()
+	before := s.touched[d]
+	s.touched[d] = true
+	s.mu.Unlock()
+	if !before {
+		s.touch(filepath.Join(s.layerPath(d), "tree"))
+	}
 }
 
 // touchEvery is how exact the time of last use is: often enough to trim by,

@@ -84,10 +84,11 @@ type Store struct {
 	gate   *gate
 	seq    atomic.Uint64 // numbers names made by this process
 
-	mu     sync.Mutex
-	doubts map[digest.Digest][]string // markers of layers of other boots; see unsynced.go
-	trees  map[digest.Digest]*tree.Tree
-	works  []string // work directories of ended drafts, for the next ones
+	mu      sync.Mutex
+	doubts  map[digest.Digest][]string // markers of layers of other boots; see unsynced.go
+	trees   map[digest.Digest]*tree.Tree
+	touched map[digest.Digest]bool // layers whose use was noted
+	works   []string               // work directories of ended drafts, for the next ones
 
 	pins  pins
 	bound *bound
@@ -112,7 +113,7 @@ func Open(root string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
-	s := &Store{root: root, ro: o.ReadOnly, boot: o.BootID, trees: map[digest.Digest]*tree.Tree{}}
+	s := &Store{root: root, ro: o.ReadOnly, boot: o.BootID, trees: map[digest.Digest]*tree.Tree{}, touched: map[digest.Digest]bool{}}
 	if err := s.open(); err != nil {
 		var version *VersionError
 		if errors.As(err, &version) {

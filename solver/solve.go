@@ -204,15 +204,14 @@ func dependencies(v *Vertex) []*Vertex {
 
 // definition identifies a vertex by what it is and what it is applied to.
 func definition(v *Vertex, op string, of func(*Vertex) digest.Digest) digest.Digest {
-	h := digest.Canonical.Digester()
-	w := h.Hash()
-	fmt.Fprintf(w, "%d %d %t %t %t\n", len(v.Inputs), len(v.Using), v.Below != nil, v.Volatile, v.Fresh)
-	for _, d := range dependencies(v) {
-		w.Write([]byte(of(d)))
-		w.Write([]byte{'\n'})
+	deps := dependencies(v)
+	b := make([]byte, 0, 64+len(deps)*72+len(op))
+	b = fmt.Appendf(b, "%d %d %t %t %t\n", len(v.Inputs), len(v.Using), v.Below != nil, v.Volatile, v.Fresh)
+	for _, d := range deps {
+		b = append(append(b, of(d)...), '\n')
 	}
-	w.Write([]byte(strconv.Itoa(len(op)) + "\n" + op))
-	return h.Digest()
+	b = append(strconv.AppendInt(b, int64(len(op)), 10), '\n')
+	return Digest(append(b, op...))
 }
 
 // run is one call of Solve.
@@ -224,6 +223,8 @@ type run struct {
 
 	mu      sync.Mutex
 	flights map[digest.Digest]*flight
+	working int     // goroutines
+	ready   []*node // that wait for one of them
 }
 
 // flight is the evaluation of one action key, shared by all nodes that
@@ -235,13 +236,24 @@ type flight struct {
 	err    error
 }
 
+// workers is how many nodes are worked on at a time beside those that have a
+// job slot: far more than looking things up can use, and few enough that a
+// graph of thousands of nodes that are ready at once does not have as many
+// stacks grow.
+const workers = 64
+
 // start solves a node whose dependencies are solved, and then every node
-// that waited for it alone. A goroutine lives only while its node is worked
-// on, so memory does not grow with the depth of the graph.
+// that waited for it alone. A goroutine lives only while there is a node to
+// work on, so memory does not grow with the size of the graph.
 func (r *run) start(ctx context.Context, n *node) {
-	r.wait.Add(1)
-	go func() {
-		defer r.wait.Done()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.working == workers+r.solver.Jobs {
+		r.ready = append(r.ready, n)
+		return
+	}
+	r.working++
+	r.wait.Go(func() {
 		for n != nil {
 			if ctx.Err() != nil {
 				return
@@ -252,7 +264,7 @@ func (r *run) start(ctx context.Context, n *node) {
 			}
 			n = r.next(ctx, n)
 		}
-	}()
+	})
 }
 
 // next tells the waiters of a solved node, starts those that became ready,
@@ -263,6 +275,14 @@ func (r *run) next(ctx context.Context, n *node) *node {
 	for _, w := range n.waiters {
 		if w.pending--; w.pending == 0 {
 			ready = append(ready, w)
+		}
+	}
+	if len(ready) == 0 {
+		// Another one that waits to be started, or the end.
+		if len(r.ready) > 0 {
+			ready, r.ready = r.ready[:1:1], r.ready[1:]
+		} else {
+			r.working--
 		}
 	}
 	r.mu.Unlock()
@@ -291,7 +311,7 @@ func (r *run) solve(ctx context.Context, n *node) error {
 		a.Below = &n.Below.Output
 	}
 	a.Description = describeAction(n.Op, a.Inputs)
-	a.Key = digest.FromString(a.Description)
+	a.Key = Digest(a.Description)
 	n.Key = a.Key
 
 	result, err := r.share(ctx, &n.Evaluation, a)

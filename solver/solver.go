@@ -14,6 +14,8 @@ package solver
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"time"
 
@@ -140,12 +142,20 @@ type Output struct {
 // StackDigest is the digest of a stack of layers: the hash of the layers'
 // digests, bottom first.
 func StackDigest(layers []Layer) digest.Digest {
-	h := digest.Canonical.Digester()
+	b := make([]byte, 0, 72*len(layers))
 	for _, l := range layers {
-		h.Hash().Write([]byte(l.Digest))
-		h.Hash().Write([]byte{'\n'})
+		b = append(append(b, l.Digest...), '\n')
 	}
-	return h.Digest()
+	return Digest(b)
+}
+
+// Digest is the SHA-256 of some bytes: digest.FromBytes without what printing
+// with a format costs, of which a build that is all cached does much.
+func Digest[T string | []byte](data T) digest.Digest {
+	sum := sha256.Sum256([]byte(data))
+	var d [len("sha256:") + 2*sha256.Size]byte
+	hex.Encode(d[copy(d[:], "sha256:"):], sum[:])
+	return digest.Digest(d[:])
 }
 
 // output puts a result on the stack below it.

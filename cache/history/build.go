@@ -90,7 +90,7 @@ func stageOf(name string) string {
 }
 
 // shortHash is enough of a name to estimate how alike two builds are.
-func shortHash(name string) string { return digest.FromString(plain(name)).Encoded()[:8] }
+func shortHash(name string) string { return solver.Digest(plain(name)).Encoded()[:8] }
 
 // summary changes with everything that makes a record worth writing.
 func summary(dockerfile digest.Digest, b *build) string {

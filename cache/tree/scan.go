@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -370,6 +371,8 @@ func (s *scanner) flush() {
 // takes the time.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
+var hashers = sync.Pool{New: func() any { return sha256.New() }}
+
 // read hashes a file and reads its attributes.
 func (s *scanner) read(d *openDir, name string, e *Entry) error {
 	if s.ctx.Err() != nil {
@@ -411,7 +414,9 @@ func (s *scanner) read(d *openDir, name string, e *Entry) error {
 }
 
 func (s *scanner) hash(fd int) (digest.Digest, int64, error) {
-	h := sha256.New()
+	h := hashers.Get().(hash.Hash)
+	defer hashers.Put(h)
+	h.Reset()
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	var size int64
@@ -422,7 +427,9 @@ func (s *scanner) hash(fd int) (digest.Digest, int64, error) {
 			return "", 0, err
 		}
 		if n == 0 {
-			return digest.NewDigest(digest.SHA256, h), size, nil
+			var sum [sha256.Size]byte
+			d := encoded(h.Sum(sum[:0]))
+			return digest.Digest(d[:]), size, nil
 		}
 		h.Write((*buf)[:n])
 		if size += int64(n); s.ctx.Err() != nil {

@@ -316,9 +316,14 @@ func join(dir, name string) string {
 // Holds reports whether a content is that of a file.
 func Holds(e *Entry, content []byte) bool {
 	sum := sha256.Sum256(content)
-	var d [len("sha256:") + 2*sha256.Size]byte
-	hex.Encode(d[copy(d[:], "sha256:"):], sum[:])
+	d := encoded(sum[:])
 	return string(d[:]) == string(e.Digest) // this allocates nothing
+}
+
+// encoded is a SHA-256 as a digest has it.
+func encoded(sum []byte) (d [len("sha256:") + 2*sha256.Size]byte) {
+	hex.Encode(d[copy(d[:], "sha256:"):], sum)
+	return d
 }
 
 func validDigest(d digest.Digest) error {
