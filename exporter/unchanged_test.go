@@ -2,6 +2,8 @@ package exporter
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -18,7 +20,7 @@ func TestArchiveUnchanged(t *testing.T) {
 	s := storetest.Open(t)
 	e := &Exporter{Store: s}
 	in := image(t, s)
-	noise := make([]byte, unchangedMin)
+	noise := make([]byte, worthTick)
 	for i := range noise {
 		noise[i] = byte(rand.Uint32())
 	}
@@ -94,5 +96,42 @@ func TestArchiveUnchanged(t *testing.T) {
 	}
 	if b, _ := export(Output{Names: []string{"docker.io/library/app:latest"}}); bytes.Equal(b, first) {
 		t.Error("another name made no difference")
+	}
+}
+
+// TestRenew changes a file right after it was given its time, time restored:
+// where times are said to be exact that shows in its state.
+func TestRenew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, []byte("one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	exact := 0
+	for range 200 {
+		s, ok, err := renew(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			continue
+		}
+		exact++
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Write([]byte("two"))
+		if err := errors.Join(err, f.Close(), os.Chtimes(path, time.Unix(0, s.Mtime), time.Unix(0, s.Mtime))); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := stateOf(path); err != nil || now == s {
+			t.Fatalf("the change does not show: %v, %v", now, err)
+		}
+	}
+	if exact == 0 {
+		t.Skip("this kernel's times count in ticks")
+	}
+	if _, _, err := renew(path + "2"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: %v", err)
 	}
 }
