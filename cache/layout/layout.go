@@ -46,6 +46,8 @@ type Layout struct {
 	dir   string
 	wrote func(bytes int64) // may be nil
 
+	directFrom int64 // as the constant, but for tests
+
 	named atomic.Bool             // blobs got names that are not synced yet
 	seen  atomic.Pointer[listing] // the last one
 }
@@ -103,7 +105,7 @@ func OpenExisting(dir string) (*Layout, error) {
 	if version.Version != v1.ImageLayoutVersion {
 		return nil, fmt.Errorf("open image layout %s: version %q is not known, only %s", dir, version.Version, v1.ImageLayoutVersion)
 	}
-	return &Layout{dir: dir}, nil
+	return &Layout{dir: dir, directFrom: directFrom}, nil
 }
 
 // create makes what an empty layout has. Several may do so at once, and one
@@ -298,7 +300,7 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 	}
 	// An uncompressed layer is kept for other tools, and to be compressed some
 	// day; containers are made of what it was packed from.
-	into := pour{f: tmp, h: h, limit: limit, direct: expected.MediaType == v1.MediaTypeImageLayer}
+	into := pour{f: tmp, h: h, limit: limit, direct: expected.MediaType == v1.MediaTypeImageLayer, from: l.directFrom}
 	n, err := into.copy(ctx, r)
 	if err != nil {
 		return expected, err

@@ -611,6 +611,8 @@ func TestWriteSameAtOnce(t *testing.T) {
 // time.
 func TestWriteLarge(t *testing.T) {
 	l := open(t)
+	const directFrom = 2 << 20
+	l.directFrom = directFrom
 	content := make([]byte, directFrom+3*pieceSize+1)
 	rand.NewChaCha8([32]byte{1}).Read(content)
 	for _, size := range []int{

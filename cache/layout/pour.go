@@ -20,16 +20,18 @@ const (
 	pieceAlign = 4096
 	pieceCount = 4
 
-	// directFrom is where in a blob writing past the page cache begins.
-	directFrom = 8 << 20
+	// directFrom is where in a blob writing past the page cache begins. To
+	// write to memory is faster as long as there is room: the disk works on it
+	// meanwhile, and not on a piece at a time.
+	directFrom = 256 << 20
 )
 
 // pour is the copying of a stream into a blob's file. It is read, hashed and
 // written at the same time.
 //
-// With direct, all but the beginning and the end goes past the page cache
-// (O_DIRECT, open(2)). A blob is on disk before it has a name, so it is waited
-// for in any case; what is saved is to copy it to memory first, to find
+// With direct, all from some place on, but for the end, goes past the page
+// cache (O_DIRECT, open(2)). A blob is on disk before it has a name, so it is
+// waited for in any case; what is saved is to copy it to memory first, to find
 // memory for that, and to push out what builds read. That costs whoever reads
 // the blob next: it is right for blobs that are kept and not used.
 type pour struct {
@@ -37,6 +39,7 @@ type pour struct {
 	h      hash.Hash
 	limit  int64 // fail at the first byte over this; negative: none
 	direct bool
+	from   int64 // where direct begins
 
 	// Of the writer.
 	written int64
@@ -154,7 +157,7 @@ func aligned(size int) []byte {
 // write writes a piece, and has the disk work on what is not direct: the sync
 // at the end then finds little left to do.
 func (p *pour) write(b []byte) error {
-	if on := p.direct && len(b) == pieceSize && p.written >= directFrom; on != p.on {
+	if on := p.direct && len(b) == pieceSize && p.written >= p.from; on != p.on {
 		// Not all file systems can do it.
 		if p.on = p.f.setDirect(on) && on; !p.on {
 			p.direct = false
