@@ -239,15 +239,13 @@ func (x *Explainer) differences(e *solver.Evaluation, b *build, at int) []string
 	old := &b.Steps[at]
 	d := x.describe(e, b, old)
 	if len(e.Inputs) == len(old.Inputs) {
+		var more [][]string
 		for i, in := range e.Inputs {
 			if now := &b.Steps[old.Inputs[i]]; in.Output.Digest != now.Output {
-				for _, s := range x.input(in, b, old.Inputs[i]) {
-					if !slices.Contains(d, s) {
-						d = append(d, s)
-					}
-				}
+				more = append(more, x.input(in, b, old.Inputs[i]))
 			}
 		}
+		d = distinct(append([][]string{d}, more...)...)
 	} else if len(d) == 0 {
 		d = []string{"it has other sources"}
 	}
@@ -258,6 +256,25 @@ func (x *Explainer) differences(e *solver.Evaluation, b *build, at int) []string
 	}
 	x.found[p] = d
 	return d
+}
+
+// distinct puts lists one after the other, each text once. They can have a
+// line for each file of a context.
+func distinct(lists ...[]string) []string {
+	n := 0
+	for _, l := range lists {
+		n += len(l)
+	}
+	all, seen := make([]string, 0, n), make(map[string]bool, n)
+	for _, l := range lists {
+		for _, s := range l {
+			if !seen[s] {
+				seen[s] = true
+				all = append(all, s)
+			}
+		}
+	}
+	return all
 }
 
 const atDestination = "what is at its destination changed"
@@ -302,7 +319,7 @@ func (x *Explainer) stack(in *solver.Evaluation, b *build, at int) []string {
 			}
 		}
 	}
-	var d []string
+	var all [][]string
 	for k, e := range now {
 		old := -1
 		if k < len(then) {
@@ -311,7 +328,7 @@ func (x *Explainer) stack(in *solver.Evaluation, b *build, at int) []string {
 		if e.Named() {
 			i, ok := pairs[e.Vertex.Step.Name]
 			if !ok {
-				d = append(d, "new step before it: "+short(e.Vertex.Step.Name))
+				all = append(all, []string{"new step before it: " + short(e.Vertex.Step.Name)})
 				continue
 			}
 			old = i
@@ -321,21 +338,17 @@ func (x *Explainer) stack(in *solver.Evaluation, b *build, at int) []string {
 		}
 		switch more := x.differences(e, b, old); {
 		case len(more) > 0:
-			for _, s := range more {
-				if !slices.Contains(d, s) {
-					d = append(d, s)
-				}
-			}
+			all = append(all, more)
 		case e.Key == b.Steps[old].Key && e.Named():
-			d = append(d, short(e.Vertex.Step.Name)+" gave another result")
+			all = append(all, []string{short(e.Vertex.Step.Name) + " gave another result"})
 		}
 	}
 	for _, i := range then {
 		if n := b.Steps[i].Name; n != "" && !back[i] {
-			d = append(d, "step removed: "+short(n))
+			all = append(all, []string{"step removed: " + short(n)})
 		}
 	}
-	return d
+	return distinct(all...)
 }
 
 // short is a step's name as it is told in a reason.

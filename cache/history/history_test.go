@@ -207,3 +207,22 @@ func TestTrim(t *testing.T) {
 		t.Errorf("the newest record: %v", err)
 	}
 }
+
+func TestDistinct(t *testing.T) {
+	if got, want := distinct([]string{"b", "a"}, nil, []string{"a", "c", "b", "c"}), []string{"b", "a", "c"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// BenchmarkDistinct tells of a context of which all files have changed.
+func BenchmarkDistinct(b *testing.B) {
+	lines := make([]string, 20_000)
+	for i := range lines {
+		lines[i] = fmt.Sprintf("files/d%03d/f%05d.txt changed", i/100, i)
+	}
+	for b.Loop() {
+		if got := distinct(nil, lines, lines); len(got) != len(lines) {
+			b.Fatal(len(got))
+		}
+	}
+}
