@@ -80,6 +80,7 @@ type plan struct {
 	made     int64 // time of new directories
 	entries  map[string]*planned
 	order    []*planned // the same, as they came: selections are sorted
+	slab     []planned  // where they are
 	archives []*planned // to be unpacked at facts.Path
 	local    bool       // a source is a local context
 }
@@ -113,12 +114,27 @@ func (p *plan) put(e planned) {
 		*before = e
 		return
 	}
-	p.entries[e.Path] = &e
-	p.order = append(p.order, &e)
+	if len(p.slab) == cap(p.slab) {
+		p.slab = make([]planned, 0, 64)
+	}
+	p.slab = append(p.slab, e)
+	at := &p.slab[len(p.slab)-1]
+	p.entries[e.Path] = at
+	p.order = append(p.order, at)
+}
+
+// room makes room for so many entries.
+func (p *plan) room(n int) {
+	if len(p.entries) == 0 {
+		p.entries = make(map[string]*planned, n)
+	}
+	p.order = slices.Grow(p.order, n)
+	p.slab = make([]planned, 0, n)
 }
 
 // add plans a selection.
 func (p *plan) add(ctx context.Context, s *selection, unpack bool) error {
+	p.room(len(s.tree.Entries) + 8)
 	for i := range s.tree.Entries {
 		from := &s.tree.Entries[i]
 		if unpack && mayBeArchive(s, from) {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -385,6 +386,10 @@ func (k *picker) add(p, under, name string, hidden bool) error {
 	entries, err := k.place.walk(resolved, under, k.o.Exclude)
 	if err != nil {
 		return err
+	}
+	k.t.Entries = slices.Grow(k.t.Entries, len(entries))
+	if len(k.picked) == 0 {
+		k.picked = make(map[string]tree.Type, len(entries))
 	}
 	if !k.o.Parents {
 		k.touched = resolved == "" && (k.o.Context != "" || len(entries) < 2)
