@@ -109,7 +109,8 @@ func (s *Store) Sync(ctx context.Context) error {
 // loss: all others need not even be listed then.
 const manyUnsynced = 128
 
-// SyncMany is Sync once there is much that was not synced.
+// SyncMany is Sync once there is much that was not synced, as builds call it at
+// their end.
 func (s *Store) SyncMany(ctx context.Context) error {
 	markers, err := os.ReadDir(s.path("unsynced", s.boot))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(markers) < manyUnsynced {

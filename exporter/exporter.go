@@ -165,9 +165,6 @@ func (e *Exporter) Compresses(o Output) bool {
 
 // exportImage puts the image into the local store.
 func (e *Exporter) exportImage(ctx context.Context, o Output, r *Result) error {
-	if err := e.Store.SyncMany(ctx); err != nil {
-		return err
-	}
 	store := images.Store{Cache: e.Store}
 	if len(o.Names) == 0 {
 		if err := store.Keep(ctx, r.Descriptor); err != nil {

@@ -389,6 +389,9 @@ func (b *builder) solve(ctx context.Context, o dockerfile.Options) ([]exporter.I
 	run.Close(err)
 	err = errors.Join(err, b.finishRemote(ctx, graph, err))
 	b.remember(why, graph, err)
+	if err == nil && !b.flags.dryRun {
+		err = b.store.SyncMany(ctx)
+	}
 	if err != nil || b.flags.dryRun {
 		return nil, warnings, err
 	}
