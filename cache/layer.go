@@ -133,10 +133,13 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 	if err := s.pin(pinned("layer", l.Digest)); err != nil {
 		return l, err
 	}
-	if s.sound(ctx, l.Digest) == nil {
+	switch err := s.sound(ctx, l.Digest); {
+	case err == nil:
 		s.touch(filepath.Join(s.layerPath(l.Digest), "tree"))
 		d.Found = true
 		return l, nil
+	case s.hasLayer(l.Digest) == nil: // it is there, and could not be read
+		return l, err
 	}
 	unmark, err := s.mark("layer-" + l.Digest.Encoded())
 	if err != nil {

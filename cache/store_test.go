@@ -544,6 +544,23 @@ func TestDoubtful(t *testing.T) {
 	if err := fourth.Pin(ctx, l.Digest); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
+	// Nor does one who makes an equal layer take it unread.
+	d, err := fourth.NewLayer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(d.FS, "f"), []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	list, err := fourth.Tree(l.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := d.Commit(ctx, list); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("committed: %v", err)
+	}
 }
 
 // TestSyncMany syncs once there is much to lose.
