@@ -109,8 +109,9 @@ func (s *Store) Sync(ctx context.Context) error {
 // loss: all others need not even be listed then.
 const manyUnsynced = 128
 
-// SyncMany is Sync once there is much that was not synced, as builds call it at
-// their end.
+// SyncMany is Sync once there is much that was not synced. It is for what makes
+// layers and needs none of them to be safe: builds, and containers that are
+// removed when they end.
 func (s *Store) SyncMany(ctx context.Context) error {
 	markers, err := os.ReadDir(s.path("unsynced", s.boot))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(markers) < manyUnsynced {

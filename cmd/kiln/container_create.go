@@ -145,11 +145,12 @@ func (a *app) create(ctx context.Context, store *cache.Store, f *runFlags, args 
 	if err := f.adopt(&c, &root.config.Config, args[1:]); err != nil {
 		return nil, err
 	}
-	// A container that is removed when it ends does not outlive the machine.
-	if !f.rm {
-		if err := store.Sync(ctx); err != nil {
-			return nil, err
-		}
+	sync := store.Sync
+	if f.rm { // it is removed when it ends, and does not outlive the machine
+		sync = store.SyncMany
+	}
+	if err := sync(ctx); err != nil {
+		return nil, err
 	}
 	if len(c.Ports) > 0 && (c.Network == "host" || c.Network == "none") {
 		fmt.Fprintf(a.stderr, "WARNING: Published ports are discarded when using %s network mode\n", c.Network)
