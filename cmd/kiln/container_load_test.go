@@ -42,19 +42,11 @@ func newLoad(t *testing.T) *load {
 	if _, err := exec.LookPath("nsenter"); err != nil {
 		t.Skip("needs nsenter")
 	}
-	// The network namespace is the thread's; a descriptor of it is all we keep.
-	ns := make(chan netns.NsHandle)
-	failed := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this
-		h, err := netns.New()
-		failed <- err
-		ns <- h
-	}()
-	if err := <-failed; err != nil {
+	network, err := newNetwork()
+	if err != nil {
 		t.Skipf("needs a network namespace: %v", err)
 	}
-	l := &load{world: w, net: <-ns, mark: fmt.Sprintf("KILN_LOAD=%d-%d", os.Getpid(), time.Now().UnixNano())}
+	l := &load{world: w, net: network, mark: fmt.Sprintf("KILN_LOAD=%d-%d", os.Getpid(), time.Now().UnixNano())}
 	t.Cleanup(func() { _ = l.net.Close() })
 	w.prefix = []string{"nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), int(l.net))}
 	t.Cleanup(func() {
@@ -65,6 +57,27 @@ func newLoad(t *testing.T) *load {
 		}
 	})
 	return l
+}
+
+// newNetwork makes a network namespace and stays in its own: should this be
+// the first thread, it does not end, and all that look into /proc/self would
+// find the new one.
+func newNetwork() (netns.NsHandle, error) {
+	runtime.LockOSThread()
+	own, err := netns.Get()
+	if err != nil {
+		return netns.None(), err
+	}
+	defer own.Close()
+	made, err := netns.New()
+	if err != nil {
+		return netns.None(), err
+	}
+	if err := netns.Set(own); err != nil {
+		return netns.None(), errors.Join(err, made.Close()) // the thread stays locked
+	}
+	runtime.UnlockOSThread()
+	return made, nil
 }
 
 // try runs a command that must end by itself within a time, and in an orderly

@@ -255,7 +255,7 @@ func openNamespace(pid int) (*os.File, error) {
 	theirs, err := f.Stat()
 	if err == nil {
 		var ours os.FileInfo
-		if ours, err = os.Stat("/proc/self/ns/net"); err == nil && os.SameFile(ours, theirs) {
+		if ours, err = os.Stat("/proc/thread-self/ns/net"); err == nil && os.SameFile(ours, theirs) {
 			err = errors.New("it has the network namespace of this process")
 		}
 	}
