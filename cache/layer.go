@@ -138,7 +138,7 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 		s.touch(filepath.Join(s.layerPath(l.Digest), "tree"))
 		d.Found = true
 		return l, nil
-	case s.hasLayer(l.Digest) == nil: // it is there, and could not be read
+	case !errors.Is(err, fs.ErrNotExist): // it may be there, and could not be read
 		return l, err
 	}
 	unmark, err := s.mark("layer-" + l.Digest.Encoded())
