@@ -292,6 +292,14 @@ func (s *Store) used(d digest.Digest) {
 	}
 }
 
+// BlobUsed notes that a blob of the image layout was used, for those that no
+// tag holds.
+func (s *Store) BlobUsed(d digest.Digest) {
+	if !s.ro {
+		s.touch(s.images.Path(d))
+	}
+}
+
 // touchEvery is how exact the time of last use is: often enough to trim by,
 // rare enough that a look-up writes nothing as a rule.
 const touchEvery = time.Hour

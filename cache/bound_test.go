@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"kiln.build/cache/tree"
 	"kiln.build/solver"
 )
 
@@ -26,14 +25,7 @@ func fill(t *testing.T, s *Store, name string, bytes int) (digest.Digest, solver
 	if err := os.WriteFile(filepath.Join(d.FS, name), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	listing, err := tree.Scan(context.Background(), d.FS, tree.ScanOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := d.Commit(context.Background(), listing)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := commitDraft(t, d)
 	a := &solver.Action{Description: name, Key: digest.FromString(name)}
 	if err := s.Save(context.Background(), a, solver.Result{Digest: l.Digest, Layers: []solver.Layer{l}}); err != nil {
 		t.Fatal(err)

@@ -27,6 +27,8 @@ type Draft struct {
 	// Found is set by Commit: an equal layer was there already.
 	Found bool
 
+	links links
+
 	store *Store
 	dir   string
 	ended sync.Once
@@ -125,6 +127,9 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 	if err := writeFile(filepath.Join(d.dir, "tree"), t.Append(nil)); err != nil {
 		return l, err
 	}
+	if err := d.links.write(d.dir); err != nil {
+		return l, err
+	}
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return l, err
@@ -167,7 +172,7 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 		return l, err
 	}
 	s.remember(l.Digest, t)
-	s.bound.grew(t.Disk())
+	s.bound.grew(t.Disk() - d.links.bytes)
 	return l, nil
 }
 

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"kiln.build/cache/layout"
 )
 
 // PruneOptions say what may go. The zero value removes everything that is
@@ -162,15 +160,17 @@ func (p *pruning) removePinnable(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.collectImages(ctx, pins); err != nil {
+	blobs, err := p.idleBlobs(ctx, pins)
+	if err != nil {
 		return err
 	}
-	for _, it := range p.items {
+	defer blobs.release()
+	for _, it := range blobs.among(p.items) {
 		it.InUse = it.InUse || pins[it.pin]
-		if it.pin == "" || it.broken || !p.mayGo(it) {
+		if it.pin == "" || it.broken || !p.mayGo(it) || blobs.needed[it.pin] > 0 {
 			continue
 		}
-		if err := p.remove(it); err != nil {
+		if err := p.remove(it, blobs); err != nil {
 			return err
 		}
 	}
@@ -180,7 +180,7 @@ func (p *pruning) removePinnable(ctx context.Context) error {
 			continue
 		}
 		if it.broken || slices.ContainsFunc(it.promises, func(pin string) bool { return p.gone[pin] }) {
-			if err := p.remove(it); err != nil {
+			if err := p.remove(it, blobs); err != nil {
 				return err
 			}
 		}
@@ -189,7 +189,17 @@ func (p *pruning) removePinnable(ctx context.Context) error {
 		return err
 	}
 	// Now without what the removed actions promised or came from.
-	return p.collectImages(ctx, pins)
+	for _, it := range blobs.items {
+		if !p.gone[it.pin] && blobs.needed[it.pin] == 0 && p.mayGo(it) {
+			if err := p.remove(it, blobs); err != nil {
+				return err
+			}
+		}
+	}
+	if p.o.DryRun {
+		return nil
+	}
+	return blobs.sweep(ctx)
 }
 
 // addRoots treats what images and containers need as pinned, and without All
@@ -219,9 +229,14 @@ func (p *pruning) addRoots(pins map[string]bool) error {
 }
 
 // remove takes a layer, an action or a blob out of the store.
-func (p *pruning) remove(it *item) error {
+func (p *pruning) remove(it *item, blobs *idleBlobs) error {
 	if !p.o.DryRun {
-		err := os.Rename(it.path, p.trash+"/"+strconv.FormatUint(p.s.seq.Add(1), 10))
+		var err error
+		if it.Kind == KindImage {
+			err = blobs.remove(it)
+		} else {
+			err = os.Rename(it.path, p.trash+"/"+strconv.FormatUint(p.s.seq.Add(1), 10))
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			p.gone[it.pin] = true // another process did it
 			return nil
@@ -229,17 +244,22 @@ func (p *pruning) remove(it *item) error {
 		if err != nil {
 			return err
 		}
-		if it.Kind == KindAction {
+	}
+	switch it.Kind {
+	case KindAction:
+		blobs.dropped(it)
+		if !p.o.DryRun {
 			p.actions = append(p.actions, it.ID)
 		}
-	}
-	if it.Kind == KindLayer {
+	case KindLayer:
 		p.s.mu.Lock()
 		delete(p.s.trees, digest.Digest(it.ID))
 		p.s.mu.Unlock()
 	}
 	p.gone[it.pin] = true
-	p.removed(it.Usage)
+	row := it.Usage
+	row.Size -= p.inherit(it)
+	p.removed(row)
 	return nil
 }
 
@@ -253,40 +273,6 @@ func (p *pruning) removeOther(it *item) bool {
 		return it.slot.prune()
 	}
 	return os.Remove(it.path) == nil
-}
-
-// collectImages removes blobs that no tag and no remaining result needs. It
-// never waits, so no order of locks matters.
-func (p *pruning) collectImages(ctx context.Context, pins map[string]bool) error {
-	if !p.needed() {
-		return nil
-	}
-	keep := map[digest.Digest]bool{}
-	for _, it := range p.items {
-		if it.broken || p.gone[it.pin] {
-			continue
-		}
-		for _, d := range it.origins {
-			keep[d] = true
-		}
-	}
-	found := map[digest.Digest]Usage{}
-	done, err := p.s.images.Collect(ctx, layout.CollectOptions{NoWait: true, DryRun: p.o.DryRun, Keep: func(d digest.Digest) bool {
-		it := item{Usage: Usage{ID: d.String(), Kind: KindImage}, path: p.s.images.Path(d)}
-		if keep[d] || pins[pinned("blob", d)] || p.gone["image "+d.Encoded()] || !it.stat() || !p.old(it.LastUsed) || !p.match(it.Usage) {
-			return true
-		}
-		found[d] = it.Usage
-		return false
-	}})
-	if errors.Is(err, layout.ErrBusy) {
-		return nil // someone is writing an image; next time
-	}
-	for _, d := range done.Blobs {
-		p.gone["image "+d.Encoded()] = true
-		p.removed(found[d])
-	}
-	return err
 }
 
 // matcher checks the filters and makes a function of them.

@@ -226,6 +226,75 @@ func TestPruneImages(t *testing.T) {
 	}
 }
 
+// TestPruneBlobsInTurn trims a store in which blobs that no tag holds and
+// layers were used one after the other.
+func TestPruneBlobsInTurn(t *testing.T) {
+	root := t.TempDir()
+	keys, _ := history(t, root, 4) // used 4, 3, 2 and 1 days ago
+	s := reopen(t, root, Options{})
+	blob := func(text string, days int) digest.Digest {
+		d, err := s.Images().WriteBytes(t.Context(), "text/plain", []byte(strings.Repeat(text, 20000)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		then := time.Now().Add(-time.Duration(days)*24*time.Hour - time.Hour)
+		if err := os.Chtimes(s.Images().Path(d.Digest), then, then); err != nil {
+			t.Fatal(err)
+		}
+		return d.Digest
+	}
+	oldest, newer, needed := blob("a", 9), blob("b", 2), blob("c", 9)
+	l := putLayer(t, s, map[string]string{"f": "unpacked"})
+	l.Origin = &solver.Origin{Blob: needed}
+	unpack := save(t, s, "unpack", solver.Result{Layers: []solver.Layer{l}})
+	left := func() string {
+		var b strings.Builder
+		for name, d := range map[string]digest.Digest{"oldest ": oldest, "newer ": newer, "needed ": needed} {
+			if s.Images().Has(d) {
+				b.WriteString(name)
+			}
+		}
+		words := strings.Fields(b.String())
+		slices.Sort(words)
+		return strings.Join(append(words, hits(t, root, keys)), " ")
+	}
+	for _, want := range []string{
+		"needed newer 0123", // the blob of nine days ago
+		"needed newer 123",
+		"needed newer 23",
+		"needed 23",
+		"needed 3",
+		"needed ",
+	} {
+		// Less than there is by a byte: one thing goes, and an action with its
+		// layer.
+		for before := left(); ; {
+			r, err := s.Prune(t.Context(), PruneOptions{KeepStorage: total(t, s) - 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if after := total(t, s); r.Left != after {
+				t.Errorf("report says %d are left, there are %d", r.Left, after)
+			}
+			if left() != before || len(r.Removed) == 0 {
+				break
+			}
+		}
+		if got := left(); got != want {
+			t.Fatalf("left %q, want %q", got, want)
+		}
+	}
+	age(t, s, unpack, 100*24*time.Hour)
+	closeTest(t, s) // which gives up the pin
+	s = openTest(t, root, Options{})
+	if _, err := s.Prune(t.Context(), PruneOptions{KeepStorage: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); got != "" {
+		t.Errorf("left %q when the action that needed it has gone", got)
+	}
+}
+
 // TestPruneBesideBuilds runs builds and a pruner at once: what a build has
 // looked up or committed must be there until it closes the store.
 func TestPruneBesideBuilds(t *testing.T) {

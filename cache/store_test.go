@@ -66,6 +66,12 @@ func putLayer(t testing.TB, s *Store, files map[string]string) solver.Layer {
 			t.Fatal(err)
 		}
 	}
+	return commitDraft(t, d)
+}
+
+// commitDraft commits what is in a draft.
+func commitDraft(t testing.TB, d *Draft) solver.Layer {
+	t.Helper()
 	tr, err := tree.Scan(context.Background(), d.FS, tree.ScanOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -59,6 +59,9 @@ type item struct {
 	origins  []digest.Digest // of actions: blobs their layers are exported as
 	broken   bool            // an action whose promises cannot be kept
 	slot     mountSlot
+	links    links   // of layers
+	of       *item   // the layer whose files they are, nil where it is gone
+	heirs    []*item // layers that have links of this one's files
 }
 
 // Usage lists everything in the store. What is made or removed meanwhile may
@@ -202,9 +205,11 @@ func (s *Store) layerItems(ctx context.Context) ([]*item, error) {
 		if unix.Stat(treePath, &listing) == nil {
 			it.LastUsed = time.Unix(listing.Mtim.Unix())
 			it.Size = listing.Blocks*512 + layerSize(treePath)
+			it.links = readLinks(it.path)
 		}
 		items = append(items, it)
 	}
+	countOnce(items)
 	return items, nil
 }
 
@@ -294,13 +299,16 @@ func (s *Store) imageBlobs(ctx context.Context) ([]Usage, error) {
 	if err != nil {
 		return nil, err
 	}
-	idle, err := s.images.Collect(ctx, layout.CollectOptions{NoWait: true, DryRun: true})
-	if err != nil && !errors.Is(err, layout.ErrBusy) { // then all count as used
-		return nil, err
-	}
 	unused := map[digest.Digest]bool{}
-	for _, d := range idle.Blobs {
-		unused[d] = true
+	switch idle, err := s.images.Idle(ctx, false); {
+	case errors.Is(err, layout.ErrBusy): // then all count as used
+	case err != nil:
+		return nil, err
+	default:
+		idle.Release()
+		for _, d := range idle.Blobs {
+			unused[d] = true
+		}
 	}
 	var rows []Usage
 	for _, e := range entries {

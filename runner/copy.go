@@ -59,6 +59,7 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 	}
 	var l solver.Layer
 	if err == nil {
+		last.tell(draft)
 		l, err = draft.Commit(ctx, t)
 	}
 	fed.settle(err == nil && !draft.Found)

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -21,8 +22,11 @@ import (
 type lastLayer struct {
 	store *cache.Store
 	name  string // that it is remembered by
+	layer digest.Digest
 	tree  *tree.Tree
 	dir   string
+
+	linked atomic.Int64 // bytes on disk of what was linked
 }
 
 // mainContext is the name of the build context, as in op.Select.
@@ -46,7 +50,7 @@ func (r *Runner) lastLayer(ctx context.Context, a *solver.Action, files int) *la
 	}
 	if layer, ok := r.Store.Recall(ctx, l.name); ok {
 		if t, err := r.Store.Tree(layer.Digest); err == nil {
-			l.tree, l.dir = t, r.Store.LayerDir(layer.Digest)
+			l.layer, l.tree, l.dir = layer.Digest, t, r.Store.LayerDir(layer.Digest)
 		}
 	}
 	return l
@@ -98,7 +102,18 @@ func (d *lastDir) link(e *tree.Entry) bool {
 	}
 	// A file can have only so many links (65,000 with ext4).
 	name := filepath.Base(e.Path)
-	return unix.Linkat(d.from, name, d.to, name, 0) == nil
+	if unix.Linkat(d.from, name, d.to, name, 0) != nil {
+		return false
+	}
+	d.linked.Add(e.Disk())
+	return true
+}
+
+// tell notes in a draft what was linked.
+func (l *lastLayer) tell(d *cache.Draft) {
+	if l != nil {
+		d.Links(l.layer, l.linked.Load())
+	}
 }
 
 // replace remembers the layer that was made now.

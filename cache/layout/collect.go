@@ -15,89 +15,92 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CollectOptions says what to delete.
-type CollectOptions struct {
-	// Keep spares blobs that nothing in the index refers to; nil spares none.
-	Keep func(digest.Digest) bool
-
-	// NoWait returns [ErrBusy] if blobs are being written, instead of
-	// waiting for that to end.
-	NoWait bool
-
-	// DryRun only reports what would be deleted.
-	DryRun bool
-}
-
-// Collected is what a collection deleted.
-type Collected struct {
-	Blobs []digest.Digest
-	Bytes int64
-}
-
 // Collect deletes all blobs that no entry of the index refers to, directly or
 // through manifests and indexes, and what interrupted writes left.
 //
-// It is safe beside writers: it waits until no [Lease] is held, and none is
-// given out while it runs. It takes some milliseconds for a few hundred
-// images. Images whose manifests are missing or corrupt are no obstacle:
-// what these referred to is deleted.
-func (l *Layout) Collect(ctx context.Context, o CollectOptions) (Collected, error) {
-	held, err := lock(ctx, l.blobsDir(), unix.LOCK_EX, !o.NoWait)
+// It is safe beside writers: see [Layout.Idle]. It takes some milliseconds for
+// a few hundred images. Images whose manifests are missing or corrupt are no
+// obstacle: what these referred to is deleted.
+func (l *Layout) Collect(ctx context.Context, wait bool) error {
+	idle, err := l.Idle(ctx, wait)
 	if err != nil {
-		return Collected{}, fmt.Errorf("collect blobs of %s: %w", l.dir, err)
+		return err
 	}
-	defer held.Close()
-	done, err := l.collect(ctx, o)
-	if err != nil {
-		return done, fmt.Errorf("collect blobs of %s: %w", l.dir, err)
+	defer idle.Release()
+	for _, d := range idle.Blobs {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := idle.Remove(d); err != nil {
+			return fmt.Errorf("collect blobs of %s: %w", l.dir, err)
+		}
 	}
-	return done, nil
+	return idle.Sweep(ctx)
 }
 
-func (l *Layout) collect(ctx context.Context, o CollectOptions) (Collected, error) {
-	var done Collected
+// Idle are the blobs that no entry of the index refers to. While it is held
+// no [Lease] is given out, so that they stay idle.
+type Idle struct {
+	Blobs []digest.Digest
+
+	layout *Layout
+	held   *os.File
+}
+
+// Idle finds them, once no lease is held. Where one is it waits, or returns
+// [ErrBusy]. Release must be called, soon.
+func (l *Layout) Idle(ctx context.Context, wait bool) (*Idle, error) {
+	held, err := lock(ctx, l.blobsDir(), unix.LOCK_EX, wait)
+	if err == nil {
+		i := &Idle{layout: l, held: held}
+		if i.Blobs, err = l.idle(ctx); err == nil {
+			return i, nil
+		}
+		i.Release()
+	}
+	return nil, fmt.Errorf("collect blobs of %s: %w", l.dir, err)
+}
+
+// Remove deletes one of the blobs.
+func (i *Idle) Remove(d digest.Digest) error { return i.layout.Remove(d) }
+
+// Release lets writers go on.
+func (i *Idle) Release() { i.held.Close() }
+
+func (l *Layout) idle(ctx context.Context) ([]digest.Digest, error) {
 	live, err := l.reachable(ctx)
 	if err != nil {
-		return done, err
+		return nil, err
 	}
 	algorithms, err := os.ReadDir(filepath.Join(l.dir, v1.ImageBlobsDir))
 	if err != nil {
-		return done, err
+		return nil, err
 	}
+	var all []digest.Digest
 	for _, a := range algorithms {
 		blobs, err := os.ReadDir(filepath.Join(l.dir, v1.ImageBlobsDir, a.Name()))
 		if err != nil {
-			return done, err
+			return nil, err
 		}
 		for _, b := range blobs {
-			if ctx.Err() != nil {
-				return done, context.Cause(ctx)
-			}
 			d := digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), b.Name())
-			if live[d] || d.Validate() != nil || (o.Keep != nil && o.Keep(d)) {
-				continue
+			if !live[d] && d.Validate() == nil {
+				all = append(all, d)
 			}
-			fi, err := b.Info()
-			if err != nil {
-				return done, err
-			}
-			if !o.DryRun {
-				if err := os.Remove(l.Path(d)); err != nil {
-					return done, err
-				}
-			}
-			done.Blobs = append(done.Blobs, d)
-			done.Bytes += fi.Size()
 		}
 	}
-	if o.DryRun {
-		return done, nil
-	}
-	return done, l.sweep(ctx)
+	return all, nil
 }
 
-// sweep deletes temporary files. That no lease is held says that no blob is
-// being written; the lock of index.json says the same of that.
+// Sweep deletes what interrupted writes left. That no lease is held says that
+// no blob is being written; the lock of index.json says the same of that.
+func (i *Idle) Sweep(ctx context.Context) error {
+	if err := i.layout.sweep(ctx); err != nil {
+		return fmt.Errorf("collect blobs of %s: %w", i.layout.dir, err)
+	}
+	return nil
+}
+
 func (l *Layout) sweep(ctx context.Context) error {
 	held, err := lock(ctx, filepath.Join(l.dir, v1.ImageLayoutFile), unix.LOCK_EX, true)
 	if err != nil {

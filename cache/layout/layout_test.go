@@ -12,10 +12,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -427,21 +429,27 @@ func TestCollect(t *testing.T) {
 	if err := l.Tag(t.Context(), "multi", multi); err != nil {
 		t.Fatal(err)
 	}
-	extra := store(t, l, "", []byte("spared by the caller"))
 	if err := os.WriteFile(filepath.Join(l.Dir(), tempPrefix+"stale"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	keep := func(d digest.Digest) bool { return d == extra.Digest }
-
-	trial, err := l.Collect(t.Context(), CollectOptions{Keep: keep, DryRun: true})
-	if err != nil || len(trial.Blobs) != 3 || !l.Has(gone.Digest) {
-		t.Errorf("dry run: %v, %v", trial, err)
+	idle, err := l.Idle(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
 	}
-	done, err := l.Collect(t.Context(), CollectOptions{Keep: keep})
-	if err != nil || len(done.Blobs) != 3 || done.Bytes != trial.Bytes {
-		t.Errorf("collect: %v, %v", done, err)
+	if len(idle.Blobs) != 3 || !slices.Contains(idle.Blobs, gone.Digest) || !l.Has(gone.Digest) {
+		t.Errorf("idle are %v", idle.Blobs)
 	}
-	if l.Has(gone.Digest) || !l.Has(extra.Digest) || temps(t, l) != 0 {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if lease, err := l.Lease(ctx); err == nil {
+		t.Error("a lease is given out meanwhile")
+		lease.Release()
+	}
+	idle.Release()
+	if err := l.Collect(t.Context(), true); err != nil {
+		t.Errorf("collect: %v", err)
+	}
+	if l.Has(gone.Digest) || temps(t, l) != 0 {
 		t.Error("the wrong blobs stay")
 	}
 	if _, err := l.Image(t.Context(), multi, &amd64); err != nil {
@@ -465,7 +473,7 @@ func TestCollectBesideWriters(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := l.Collect(t.Context(), CollectOptions{}); err != nil {
+			if err := l.Collect(t.Context(), true); err != nil {
 				t.Error(err)
 				return
 			}
@@ -510,18 +518,18 @@ func TestCollectBusy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Collect(t.Context(), CollectOptions{NoWait: true}); !errors.Is(err, ErrBusy) {
+	if err := l.Collect(t.Context(), false); !errors.Is(err, ErrBusy) {
 		t.Errorf("got %v, want ErrBusy", err)
 	}
 	why := errors.New("had enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(why)
-	if _, err := l.Collect(ctx, CollectOptions{}); !errors.Is(err, why) {
+	if err := l.Collect(ctx, true); !errors.Is(err, why) {
 		t.Errorf("got %v, want the cause", err)
 	}
 	lease.Release()
 	lease.Release()
-	if _, err := l.Collect(t.Context(), CollectOptions{NoWait: true}); err != nil {
+	if err := l.Collect(t.Context(), false); err != nil {
 		t.Error(err)
 	}
 }

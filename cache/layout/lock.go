@@ -18,11 +18,11 @@ import (
 //
 //   - oci-layout, exclusive: whoever rewrites index.json;
 //   - blobs/sha256, shared: whoever writes blobs that nothing refers to yet;
-//     exclusive: Collect.
+//     exclusive: Collect and Idle.
 //
 // Where both are held, that of the blobs is taken first.
 
-// ErrBusy is what [Layout.Collect] returns instead of waiting.
+// ErrBusy is what [Layout.Collect] and [Layout.Idle] return instead of waiting.
 var ErrBusy = errors.New("the image store is being written by another process")
 
 // A Lease keeps every blob in the layout from being collected. Hold one from

@@ -292,7 +292,7 @@ func (l *Local) Commit(ctx context.Context, index []byte, objects []v1.Descripto
 		return err
 	}
 	// What only the earlier index had goes.
-	if _, err := x.Collect(ctx, layout.CollectOptions{NoWait: true}); err != nil && !errors.Is(err, layout.ErrBusy) {
+	if err := x.Collect(ctx, false); err != nil && !errors.Is(err, layout.ErrBusy) {
 		return err
 	}
 	return nil

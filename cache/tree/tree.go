@@ -186,14 +186,20 @@ const block = 4096
 func (t *Tree) Disk() int64 {
 	var n int64
 	for i := range t.Entries {
-		switch e := &t.Entries[i]; {
-		case e.Type == Dir:
-			n += block
-		case e.Type == File && e.Hardlink == "":
-			n += (e.Size + block - 1) / block * block
-		}
+		n += t.Entries[i].Disk()
 	}
 	return n
+}
+
+// Disk estimates the space that the entry takes on disk.
+func (e *Entry) Disk() int64 {
+	switch {
+	case e.Type == Dir:
+		return block
+	case e.Type == File && e.Hardlink == "":
+		return (e.Size + block - 1) / block * block
+	}
+	return 0
 }
 
 // Check reports the first thing that makes a tree no tree: entries out of

@@ -357,6 +357,7 @@ func (m *Maker) lookup(ctx context.Context, op solver.Op) (Blob, bool) {
 	if err := json.Unmarshal(r.Data, &b); err != nil || !m.has(b.Descriptor) {
 		return Blob{}, false
 	}
+	m.Store.BlobUsed(b.Descriptor.Digest)
 	return b, true
 }
 
