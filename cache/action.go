@@ -111,21 +111,22 @@ func (s *Store) Lookup(ctx context.Context, key digest.Digest) (solver.Result, e
 
 func (s *Store) lookup(ctx context.Context, key digest.Digest) (*Record, error) {
 	if s.ro {
-		return s.promised(ctx, key)
+		r, _, err := s.promised(ctx, key)
+		return r, err
 	}
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	r, err := s.promised(ctx, key)
+	r, file, err := s.promised(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.pin(append(r.promises(), pinned("action", key))...); err != nil {
 		return nil, err
 	}
-	s.touch(s.hashed("actions", key))
+	touchSince(s.hashed("actions", key), file.mtime)
 	for _, l := range r.Result.Layers {
 		s.used(l.Digest)
 	}
@@ -136,48 +137,65 @@ func (s *Store) lookup(ctx context.Context, key digest.Digest) (*Record, error) 
 }
 
 // promised reads a record and sees that it keeps its promises.
-func (s *Store) promised(ctx context.Context, key digest.Digest) (*Record, error) {
-	r, err := s.Record(key)
+func (s *Store) promised(ctx context.Context, key digest.Digest) (*Record, fileID, error) {
+	r, file, err := s.record(key)
 	if err != nil {
-		return nil, err
+		return nil, file, err
 	}
 	for _, l := range r.Result.Layers {
 		if err := s.sound(ctx, l.Digest); err != nil {
 			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
+				return nil, file, context.Cause(ctx)
 			}
-			return nil, fmt.Errorf("layer %s is gone: %w", l.Digest, solver.ErrMiss)
+			return nil, file, fmt.Errorf("layer %s is gone: %w", l.Digest, solver.ErrMiss)
 		}
 	}
 	if b := r.Result.Blob; b != "" && !s.hasBlob(b) {
-		return nil, fmt.Errorf("blob %s is gone: %w", b, solver.ErrMiss)
+		return nil, file, fmt.Errorf("blob %s is gone: %w", b, solver.ErrMiss)
 	}
-	return r, nil
+	return r, file, nil
 }
 
 // Record reads what is kept of an action, whether or not its promises can be
 // kept, and pins nothing: for those who explain. A damaged record is removed;
 // that and no record give an error that wraps [solver.ErrMiss].
 func (s *Store) Record(key digest.Digest) (*Record, error) {
+	r, _, err := s.record(key)
+	return r, err
+}
+
+func (s *Store) record(key digest.Digest) (*Record, fileID, error) {
 	if err := valid(key); err != nil {
-		return nil, err
+		return nil, fileID{}, err
 	}
 	path := s.hashed("actions", key)
-	b, err := readFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, solver.ErrMiss
+	if r, file, ok := s.expected.take(key, path); ok {
+		return r, file, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	r, err := decodeRecord(key, b)
-	if err != nil {
-		if !s.ro && errors.Is(err, ErrCorrupt) {
+	r, file, err := s.readRecord(key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, file, solver.ErrMiss
+	case errors.Is(err, ErrCorrupt):
+		if !s.ro {
 			err = errors.Join(err, os.Remove(path))
 		}
-		return nil, fmt.Errorf("%w: %w", solver.ErrMiss, err)
+		return nil, file, fmt.Errorf("%w: %w", solver.ErrMiss, err)
 	}
-	return r, nil
+	return r, file, err
+}
+
+// readRecord reads a record's file.
+func (s *Store) readRecord(key digest.Digest) (*Record, fileID, error) {
+	buf := readBuffers.Get().(*[]byte)
+	defer readBuffers.Put(buf)
+	b, file, err := readFile(s.hashed("actions", key), (*buf)[:0])
+	*buf = b
+	if err != nil {
+		return nil, file, err
+	}
+	r, err := decodeRecord(key, b)
+	return r, file, err
 }
 
 // Lock implements [solver.Cache].
@@ -308,11 +326,15 @@ const touchEvery = time.Hour
 // no harm but that the file may be trimmed too early.
 func (s *Store) touch(path string) {
 	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return
+	if unix.Stat(path, &st) == nil {
+		touchSince(path, st.Mtim)
 	}
+}
+
+// touchSince is touch for a file whose modification time is known.
+func touchSince(path string, mtime unix.Timespec) {
 	now := time.Now()
-	if used := time.Unix(st.Mtim.Unix()); now.Sub(used) > touchEvery || used.After(now.Add(touchEvery)) {
+	if used := time.Unix(mtime.Unix()); now.Sub(used) > touchEvery || used.After(now.Add(touchEvery)) {
 		_ = os.Chtimes(path, now, now)
 	}
 }

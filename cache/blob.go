@@ -45,7 +45,7 @@ func (s *Store) Blob(d digest.Digest) ([]byte, error) {
 		return nil, err
 	}
 	path := s.hashed("blobs", d)
-	b, err := readFile(path)
+	b, _, err := readFile(path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d, err)
 	}

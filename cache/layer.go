@@ -180,7 +180,7 @@ func occupied(err error) bool {
 	return errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR)
 }
 
-func (s *Store) layerPath(d digest.Digest) string { return s.path("layers", d.Encoded()) }
+func (s *Store) layerPath(d digest.Digest) string { return s.root + "/layers/" + d.Encoded() }
 
 // LayerDir is where a layer's files are, in overlay form. They must not be
 // changed.

@@ -79,6 +79,13 @@ func (s *Store) pin(lines ...string) error {
 	return nil
 }
 
+// hasPin reports whether this process has pinned a thing.
+func (s *Store) hasPin(line string) bool {
+	s.pins.mu.Lock()
+	defer s.pins.mu.Unlock()
+	return s.pins.have[line]
+}
+
 // close gives all pins up.
 func (p *pins) close() error {
 	p.mu.Lock()

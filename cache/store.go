@@ -88,7 +88,9 @@ type Store struct {
 	doubts  map[digest.Digest][]string // markers of layers of other boots; see unsynced.go
 	trees   map[digest.Digest]*tree.Tree
 	touched map[digest.Digest]bool // layers whose use was noted
-	works   []string               // work directories of ended drafts, for the next ones
+
+	expected *expected // set once, before look-ups; nil without Expect
+	works    []string  // work directories of ended drafts, for the next ones
 
 	pins  pins
 	bound *bound
@@ -248,6 +250,7 @@ func (s *Store) Close() error {
 	if s.ro {
 		return nil
 	}
+	s.expected.close()
 	err := errors.Join(s.bound.close(), s.pins.close(), s.proc.close(), s.gate.close())
 	if err != nil {
 		return fmt.Errorf("close store %s: %w", s.root, err)
@@ -286,7 +289,7 @@ func (s *Store) path(names ...string) string {
 // hashed is the path of an action or a blob.
 func (s *Store) hashed(kind string, d digest.Digest) string {
 	hex := d.Encoded()
-	return s.path(kind, hex[:2], hex)
+	return s.root + "/" + kind + "/" + hex[:2] + "/" + hex
 }
 
 // valid refuses digests that cannot name anything in the store.

@@ -15,6 +15,7 @@ package history
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -34,14 +36,15 @@ import (
 
 // build is the record of one build.
 //
-// Its file, version 1, is a head in lines and then the JSON of the build,
-// compressed with zstd:
+// Its file, version 2, is a head in lines, then the keys of its steps, 32
+// bytes each, and then the JSON of the build, compressed with zstd:
 //
-//	kiln build history 1
+//	kiln build history 2
 //	sum HEX            changes with anything that a record is written for
 //	dockerfile HEX     digest of the Dockerfile
 //	names HEX8 …       of the named steps, 32 bits of a hash of each
 //	lists HEX …        the listings that it refers to
+//	keys N             how many keys follow
 type build struct {
 	BuildArgs []string  `json:"buildArgs,omitempty"` // names given on the command line
 	Steps     []step    `json:"steps"`               // each after what it depends on
@@ -66,7 +69,7 @@ type step struct {
 	Took int64 `json:"took,omitempty"`
 }
 
-const head = "kiln build history 1\n"
+const head = "kiln build history 2\n"
 
 // position is what numbers a step: "[build 2/5] RUN make".
 var position = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\[([^\]]*?) ?(\d+)/\d+\] `) })
@@ -110,11 +113,23 @@ func summary(dockerfile digest.Digest, b *build) string {
 type header struct {
 	sum, dockerfile string
 	names, lists    []string
+	keys            []byte
 }
 
+// keyLen is the length of a key in the head of a file.
+const keyLen = 32
+
 func (h *header) append(b []byte) []byte {
-	return fmt.Appendf(b, "%ssum %s\ndockerfile %s\nnames %s\nlists %s\n", head, h.sum, h.dockerfile,
-		strings.Join(h.names, " "), strings.Join(h.lists, " "))
+	b = fmt.Appendf(b, "%ssum %s\ndockerfile %s\nnames %s\nlists %s\nkeys %d\n", head, h.sum, h.dockerfile,
+		strings.Join(h.names, " "), strings.Join(h.lists, " "), len(h.keys)/keyLen)
+	return append(b, h.keys...)
+}
+
+// addKey adds the key of a step that was looked up.
+func (h *header) addKey(key digest.Digest) {
+	if key.Validate() == nil && key.Algorithm() == digest.SHA256 {
+		h.keys, _ = hex.AppendDecode(h.keys, []byte(key.Encoded()))
+	}
 }
 
 var errFormat = errors.New("not a build history of this version")
@@ -130,7 +145,7 @@ func readFile(path string) (*header, []byte, error) {
 		return nil, nil, errFormat
 	}
 	h := &header{}
-	for _, label := range []string{"sum", "dockerfile", "names", "lists"} {
+	for _, label := range []string{"sum", "dockerfile", "names", "lists", "keys"} {
 		line, more, ok := bytes.Cut(rest, []byte("\n"))
 		value, labelled := bytes.CutPrefix(line, []byte(label+" "))
 		if !ok || !labelled {
@@ -145,6 +160,12 @@ func readFile(path string) (*header, []byte, error) {
 			h.names = strings.Fields(string(value))
 		case "lists":
 			h.lists = strings.Fields(string(value))
+		case "keys":
+			n, err := strconv.Atoi(string(value))
+			if err != nil || n < 0 || n > len(rest)/keyLen {
+				return nil, nil, errFormat
+			}
+			h.keys, rest = rest[:n*keyLen], rest[n*keyLen:]
 		}
 	}
 	return h, rest, nil

@@ -64,8 +64,32 @@ func New(o Options) (*Explainer, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := digest.FromString(o.Identity).Encoded()
-	return &Explainer{o: o, dir: dir, path: filepath.Join(dir, id), found: map[pair][]string{}, lists: map[digest.Digest]*tree.Tree{}}, nil
+	return &Explainer{o: o, dir: dir, path: recordPath(dir, o.Identity), found: map[pair][]string{}, lists: map[digest.Digest]*tree.Tree{}}, nil
+}
+
+// Keys are those of all steps of the last build of an identity, in the order
+// in which they depend on each other.
+func Keys(s *cache.Store, identity string) []digest.Digest {
+	dir, err := s.HistoryDir()
+	if err != nil {
+		return nil
+	}
+	path := recordPath(dir, identity)
+	h, _, err := readFile(path + failedSuffix) // which is there if that was the last one
+	if err != nil {
+		if h, _, err = readFile(path); err != nil {
+			return nil
+		}
+	}
+	keys := make([]digest.Digest, 0, len(h.keys)/keyLen)
+	for key := range slices.Chunk(h.keys, keyLen) {
+		keys = append(keys, digest.NewDigestFromBytes(digest.SHA256, key))
+	}
+	return keys
+}
+
+func recordPath(dir, identity string) string {
+	return filepath.Join(dir, digest.FromString(identity).Encoded())
 }
 
 // prepare reads what is remembered and pairs the steps with earlier ones.
@@ -378,7 +402,6 @@ func (x *Explainer) Save(g *solver.Graph, failed bool) error {
 		s := step{Op: e.Op, Key: e.Key, State: e.State, Took: e.Duration().Microseconds()}
 		if e.Named() {
 			s.Name = e.Vertex.Step.Name
-			h.names = append(h.names, shortHash(s.Name))
 		}
 		for _, in := range e.Inputs {
 			s.Inputs = append(s.Inputs, at[in])
@@ -406,6 +429,12 @@ func (x *Explainer) Save(g *solver.Graph, failed bool) error {
 	}
 	if last, _, err := readFile(path); err == nil && last.sum == h.sum {
 		return nil
+	}
+	for i := range b.Steps {
+		h.addKey(b.Steps[i].Key)
+		if n := b.Steps[i].Name; n != "" {
+			h.names = append(h.names, shortHash(n))
+		}
 	}
 	x.keepTimes(b)
 	written, err := x.saveLists(fresh)

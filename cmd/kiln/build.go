@@ -133,6 +133,7 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return err
 	}
 	defer b.agents.close()
+	b.expect()
 	if b.runner, err = b.newRunner(); err != nil {
 		return err
 	}

@@ -13,12 +13,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"kiln.build/cache/history"
 	"kiln.build/solver"
 )
 
-// explainer compares this build with the nearest earlier one.
-func (b *builder) explainer(targets []*solver.Vertex) (*history.Explainer, error) {
+// identity tells this build from others.
+func (b *builder) identity() string {
 	var id strings.Builder
 	where := cmp.Or(b.in.dir, b.in.remote)
 	if abs, err := filepath.Abs(where); err == nil && b.in.dir != "" {
@@ -28,13 +29,34 @@ func (b *builder) explainer(targets []*solver.Vertex) (*history.Explainer, error
 	for _, p := range b.platforms {
 		fmt.Fprintf(&id, " %s/%s/%s", p.OS, p.Architecture, p.Variant)
 	}
+	return id.String()
+}
+
+// manySteps is how many a build must have for it to pay to read what it will
+// look up ahead.
+const manySteps = 64
+
+// expect has the store read what the last build of these steps looked up.
+func (b *builder) expect() {
+	identity := b.identity()
+	b.store.Expect(func() []digest.Digest {
+		keys := history.Keys(b.store, identity)
+		if len(keys) < manySteps {
+			return nil
+		}
+		return keys
+	})
+}
+
+// explainer compares this build with the nearest earlier one.
+func (b *builder) explainer(targets []*solver.Vertex) (*history.Explainer, error) {
 	names := make([]string, 0, len(b.flags.buildArgs))
 	for _, a := range b.flags.buildArgs {
 		name, _, _ := strings.Cut(a, "=")
 		names = append(names, name)
 	}
 	return history.New(history.Options{
-		Store: b.store, Identity: id.String(), Dockerfile: b.in.dockerfile, Targets: targets,
+		Store: b.store, Identity: b.identity(), Dockerfile: b.in.dockerfile, Targets: targets,
 		BuildArgs: names, Listing: b.runner.Listing,
 	})
 }
