@@ -38,7 +38,10 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 	packed := make(chan error, 1)
 	go func() {
 		err := func() error {
-			z, err := CompressWith(pw, o.Compression, level, o.Blocks)
+			if o.Blocks != nil {
+				o.spans = &spans{}
+			}
+			z, err := compressor(pw, o.Compression, level, o.Blocks, o.spans)
 			if err != nil {
 				return err
 			}

@@ -48,8 +48,10 @@ type blockWriter struct {
 	w      io.Writer
 	codec  codec
 	blocks Blocks // may be nil
+	spans  *spans // of the stream; may be nil
 
 	raw    []byte // of the block that is being filled
+	at     int64  // where in the stream that begins
 	header []byte // of the entry that begins, as far as it is known
 	skip   int64  // bytes until the next header
 	plain  bool   // not a tar, or after its end
@@ -70,15 +72,17 @@ const firstBuffer = 64 << 10
 
 type block struct {
 	raw, out []byte
+	at       int64 // in the stream
+	files    []span
 	key      BlockKey
 	err      error
 	done     chan struct{}
 }
 
-func newBlockWriter(w io.Writer, c codec, blocks Blocks) *blockWriter {
+func newBlockWriter(w io.Writer, c codec, blocks Blocks, s *spans) *blockWriter {
 	n := runtime.GOMAXPROCS(0)
 	b := &blockWriter{
-		w: w, codec: c, blocks: blocks,
+		w: w, codec: c, blocks: blocks, spans: s,
 		order: make(chan *block, n+1), slots: make(chan struct{}, n), ended: make(chan struct{}),
 	}
 	go b.drain()
@@ -166,6 +170,8 @@ func (b *blockWriter) submit() {
 	if k == nil {
 		k = &block{}
 	}
+	k.at, b.at = b.at, b.at+int64(len(b.raw))
+	k.files = b.spans.cut(k.files[:0], b.at)
 	k.raw, b.raw = b.raw, k.raw[:0]
 	k.out, k.err, k.done = k.out[:0], nil, make(chan struct{})
 	b.order <- k
@@ -179,10 +185,7 @@ func (b *blockWriter) submit() {
 
 func (b *blockWriter) compress(k *block) {
 	if b.blocks != nil {
-		h := sha256.New()
-		io.WriteString(h, b.codec.name)
-		h.Write(k.raw)
-		h.Sum(k.key[:0])
+		k.key = blockKey(b.codec.name, k.raw, k.at, k.files)
 		var ok bool
 		if k.out, ok = b.blocks.Block(k.out, k.key); ok {
 			return

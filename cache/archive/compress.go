@@ -55,6 +55,11 @@ func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
 // CompressWith is Compress with blocks that are remembered; the output is the
 // same.
 func CompressWith(w io.Writer, c Compression, level int, blocks Blocks) (io.WriteCloser, error) {
+	return compressor(w, c, level, blocks, nil)
+}
+
+// compressor is CompressWith for a stream of which some digests are known.
+func compressor(w io.Writer, c Compression, level int, blocks Blocks, s *spans) (io.WriteCloser, error) {
 	var k codec
 	var err error
 	switch c {
@@ -70,7 +75,7 @@ func CompressWith(w io.Writer, c Compression, level int, blocks Blocks) (io.Writ
 	if err != nil {
 		return nil, err
 	}
-	return newBlockWriter(w, k, blocks), nil
+	return newBlockWriter(w, k, blocks, s), nil
 }
 
 // gzipLevel is the default, as of gzip and pigz.

@@ -37,6 +37,8 @@ type PackOptions struct {
 	// checked, what is fed was.
 	Feed *Feed
 	Open func(e *tree.Entry) (io.ReadCloser, error)
+
+	spans *spans // are told of what files' contents become
 }
 
 // Pack writes the layer in dir, whose tree is t, as a tar stream in canonical
@@ -69,8 +71,9 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 		o:    o,
 		fed:  fed,
 		tree: t,
-		tw:   tar.NewWriter(out),
+		out:  &tally{w: out},
 	}
+	p.tw = tar.NewWriter(p.out)
 	for i := range t.Entries {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -89,6 +92,7 @@ type packer struct {
 	o    PackOptions
 	fed  bool // by someone who has checked all that is fed, and no content
 	tree *tree.Tree
+	out  *tally
 	tw   *tar.Writer
 	buf  []byte // for large files
 
@@ -245,6 +249,7 @@ func (p *packer) content(ctx context.Context, e *tree.Entry) error {
 	case Feeds(e):
 		b, err := p.o.Feed.content(ctx, e)
 		if err == nil {
+			p.o.spans.add(p.out.n, e.Size, e.Digest)
 			_, err = p.tw.Write(b)
 		}
 		return err
@@ -257,6 +262,7 @@ func (p *packer) content(ctx context.Context, e *tree.Entry) error {
 		return corrupt(err.Error())
 	}
 	defer f.Close()
+	p.o.spans.add(p.out.n, e.Size, e.Digest)
 	h := sha256.New()
 	var n int64
 	for {
