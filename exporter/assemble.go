@@ -39,20 +39,30 @@ type Form struct {
 // several, in the store's layout, and returns what they are. Nothing is
 // tagged: hold a lease of the layout until it is.
 func (e *Exporter) Assemble(ctx context.Context, f Form, all []Image) (Result, error) {
+	return e.assembleAll(ctx, f, all, nil)
+}
+
+// assembleAll is Assemble that writes the top layer of the first image, if it
+// is made now, beside.
+func (e *Exporter) assembleAll(ctx context.Context, f Form, all []Image, beside blob.Beside) (Result, error) {
 	if len(all) == 1 {
 		for _, p := range []Place{OnIndex, OnIndexDescriptor} {
 			if len(annotationsAt(f.Annotations, p, v1.Platform{})) > 0 {
 				return Result{}, fmt.Errorf("annotations on the %s need several platforms: an image for one has no index", p)
 			}
 		}
-		m, err := e.assemble(ctx, f, all[0])
+		m, err := e.assemble(ctx, f, all[0], beside)
 		return Result{Descriptor: m.descriptor, ID: m.id}, err
 	}
 	manifests := make([]v1.Descriptor, len(all))
 	g, groupCtx := errgroup.WithContext(ctx)
 	for i := range all {
 		g.Go(func() error {
-			m, err := e.assemble(groupCtx, f, all[i])
+			var to blob.Beside
+			if i == 0 {
+				to = beside
+			}
+			m, err := e.assemble(groupCtx, f, all[i], to)
 			manifests[i] = m.descriptor
 			return err
 		})
@@ -80,8 +90,8 @@ type manifest struct {
 }
 
 // assemble makes one platform's image.
-func (e *Exporter) assemble(ctx context.Context, f Form, image Image) (manifest, error) {
-	blobs, err := e.layers(ctx, f, image.Output.Layers)
+func (e *Exporter) assemble(ctx context.Context, f Form, image Image, beside blob.Beside) (manifest, error) {
+	blobs, err := e.layers(ctx, f, image.Output.Layers, beside)
 	if err != nil {
 		return manifest{}, err
 	}
@@ -150,14 +160,17 @@ func (e *Exporter) writeConfig(ctx context.Context, mediaType string, config any
 }
 
 // layers makes the blobs of a stack, several at a time.
-func (e *Exporter) layers(ctx context.Context, f Form, stack []solver.Layer) ([]blob.Blob, error) {
-	m := e.blobs()
+func (e *Exporter) layers(ctx context.Context, f Form, stack []solver.Layer, beside blob.Beside) ([]blob.Blob, error) {
 	all := make([]blob.Blob, len(stack))
 	g, ctx := errgroup.WithContext(ctx)
 	// Each compresses on all processors; a few at a time hide waiting for
 	// the disk.
 	g.SetLimit(4)
 	for i := range stack {
+		m := e.blobs()
+		if i == len(stack)-1 {
+			m.Beside = beside
+		}
 		g.Go(func() error {
 			var err error
 			all[i], err = e.layer(ctx, m, f, stack, i)
@@ -195,10 +208,15 @@ func (e *Exporter) Prepare(ctx context.Context, o Output, stack []solver.Layer, 
 }
 
 // Feed makes the blob of a layer while that is being made, for an output that
-// is no files: see [blob.Maker.Feed].
-func (e *Exporter) Feed(ctx context.Context, o Output, t *tree.Tree, from archive.PackOptions, kept func() error) error {
+// is no files: see [blob.Maker.Feed]. top says that it is the top layer of the
+// first image, with which archives begin. Close must be called.
+func (e *Exporter) Feed(ctx context.Context, o Output, top bool, t *tree.Tree, from archive.PackOptions, kept func() error) error {
 	l := solver.Layer{Digest: t.Digest(), Size: t.Size(), Created: time.Now().UTC().Round(0)}
-	_, err := e.blobs().Feed(ctx, l, t, from, e.form(o).Layers, e.Epoch, kept)
+	m := e.blobs()
+	if h := e.head(o); top && h != nil {
+		m.Beside = h
+	}
+	_, err := m.Feed(ctx, l, t, from, e.form(o).Layers, e.Epoch, kept)
 	return err
 }
 

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"kiln.build/cache"
@@ -57,6 +58,9 @@ type Exporter struct {
 
 	// Progress may be nil; see [registry.Progress].
 	Progress registry.Progress
+
+	mu    sync.Mutex
+	heads map[string]*images.Head // of archives, by path
 }
 
 // An Image is the result of a build for one platform.
@@ -127,7 +131,13 @@ func (e *Exporter) export(ctx context.Context, o Output, platforms []Image) (Res
 		return Result{}, err
 	}
 	defer lease.Release()
-	r, err := e.Assemble(ctx, e.form(o), platforms)
+	head := e.head(o)
+	defer e.drop(o)
+	var beside blob.Beside
+	if head != nil {
+		beside = head
+	}
+	r, err := e.assembleAll(ctx, e.form(o), platforms, beside)
 	if err != nil {
 		return r, err
 	}
@@ -137,9 +147,46 @@ func (e *Exporter) export(ctx context.Context, o Output, platforms []Image) (Res
 	case o.Type == TypeRegistry:
 		err = e.push(ctx, o, &r)
 	default:
-		err = e.exportArchive(ctx, o, &r, len(platforms))
+		err = e.exportArchive(ctx, o, head, &r, len(platforms))
 	}
 	return r, err
+}
+
+// head is the beginning of an output's archive, nil where none can be written
+// ahead.
+func (e *Exporter) head(o Output) *images.Head {
+	if (o.Type != TypeOCI && o.Type != TypeDocker) || o.Folder || o.Dest == "-" {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	h, ok := e.heads[o.Dest]
+	if !ok {
+		h = images.NewHead(o.Dest)
+		if e.heads == nil {
+			e.heads = map[string]*images.Head{}
+		}
+		e.heads[o.Dest] = h
+	}
+	return h
+}
+
+// drop removes the beginning of an archive that has become one, or does not.
+func (e *Exporter) drop(o Output) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.heads[o.Dest].Discard()
+	delete(e.heads, o.Dest)
+}
+
+// Close removes what was written of archives that did not come about.
+func (e *Exporter) Close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, h := range e.heads {
+		h.Discard()
+	}
+	clear(e.heads)
 }
 
 // form is how an output's images are written.
@@ -207,7 +254,7 @@ func (e *Exporter) push(ctx context.Context, o Output, r *Result) error {
 
 // exportArchive writes the image as an OCI image layout, in a tar or as a
 // folder, or as what docker load reads.
-func (e *Exporter) exportArchive(ctx context.Context, o Output, r *Result, platforms int) error {
+func (e *Exporter) exportArchive(ctx context.Context, o Output, head *images.Head, r *Result, platforms int) error {
 	if o.Type == TypeDocker && platforms > 1 {
 		return errors.New("type docker takes one platform only: build for one, or use type=oci")
 	}
@@ -225,10 +272,10 @@ func (e *Exporter) exportArchive(ctx context.Context, o Output, r *Result, platf
 	if o.Dest != "-" && e.unchanged(ctx, o.Dest, content) {
 		return nil
 	}
-	err = e.writeFile(o.Dest, func(w io.Writer) error {
-		return images.WriteArchive(ctx, layoutOf, w, options, x)
-	})
-	if err == nil && o.Dest != "-" {
+	if o.Dest == "-" {
+		return images.WriteArchive(ctx, layoutOf, e.Stdout, options, x)
+	}
+	if err = images.WriteArchiveFile(ctx, layoutOf, o.Dest, head, options, x); err == nil {
 		e.wrote(ctx, o.Dest, content)
 	}
 	return err

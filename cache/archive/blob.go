@@ -19,6 +19,7 @@ type BlobOptions struct {
 	Compression Compression // empty is Gzip
 	Level       *int        // as for Compress; nil is the default
 	Blocks      Blocks      // may be nil
+	Beside      io.Writer   // gets the blob's bytes too; may be nil
 }
 
 // PackBlob writes the layer in dir, whose tree is t, as a blob of an image
@@ -55,7 +56,11 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 		pw.CloseWithError(err) // nil is io.EOF
 		packed <- err
 	}()
-	desc, err := l.Write(ctx, v1.Descriptor{MediaType: o.Compression.MediaType()}, pr)
+	r := io.Reader(pr)
+	if o.Beside != nil {
+		r = io.TeeReader(pr, o.Beside)
+	}
+	desc, err := l.Write(ctx, v1.Descriptor{MediaType: o.Compression.MediaType()}, r)
 	pr.CloseWithError(err) // stops Pack where Write gave up
 	if packError := <-packed; packError != nil {
 		err = packError

@@ -32,6 +32,8 @@ import (
 
 	_ "crypto/sha512" // digests of other tools
 
+	"kiln.build/cache/layout/unnamed"
+
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -288,11 +290,11 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 		algorithm = expected.Digest.Algorithm()
 		h = algorithm.Hash()
 	}
-	tmp, err := newUnnamed(l.dir)
+	tmp, err := unnamed.New(l.dir, tempPrefix)
 	if err != nil {
 		return expected, err
 	}
-	defer tmp.close()
+	defer tmp.Close()
 
 	limit := int64(-1)
 	if expected.Digest != "" && expected.Size > 0 {
@@ -329,7 +331,7 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 		return expected, err
 	}
 	beside := filepath.Join(l.dir, fmt.Sprintf("%s%s-%d-%d", tempPrefix, got.Encoded(), os.Getpid(), writes.Add(1)))
-	if err := tmp.name(path, beside); err != nil {
+	if err := tmp.SetName(path, beside); err != nil {
 		return expected, err
 	}
 	l.named.Store(true)

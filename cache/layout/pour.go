@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"kiln.build/cache/layout/unnamed"
 )
 
 const (
@@ -37,7 +37,7 @@ const (
 // memory for that, and to push out what builds read. That costs whoever reads
 // the blob next: it is right for blobs that are kept and not used.
 type pour struct {
-	f      *unnamed
+	f      *unnamed.File
 	h      hash.Hash
 	limit  int64 // fail at the first byte over this; negative: none
 	direct bool
@@ -161,13 +161,13 @@ func aligned(size int) []byte {
 func (p *pour) write(b []byte) error {
 	if on := p.direct && len(b) == pieceSize && p.written >= p.from; on != p.on {
 		// Not all file systems can do it.
-		if p.on = p.f.setDirect(on) && on; !p.on {
+		if p.on = p.f.SetDirect(on) && on; !p.on {
 			p.direct = false
 		}
 	}
 	_, err := p.f.Write(b)
 	if err != nil && p.on {
-		p.f.setDirect(false)
+		p.f.SetDirect(false)
 		p.on, p.direct = false, false
 		_, err = p.f.WriteAt(b, p.written)
 		if err == nil {
@@ -181,7 +181,7 @@ func (p *pour) write(b []byte) error {
 	if p.on {
 		p.flushed = p.written
 	} else if p.written-p.flushed >= flushAhead {
-		p.f.flush(p.flushed, p.written-p.flushed)
+		p.f.Flush(p.flushed, p.written-p.flushed)
 		p.flushed = p.written
 	}
 	return nil
@@ -190,19 +190,3 @@ func (p *pour) write(b []byte) error {
 // flushAhead is how much is written to memory before the disk is set to work
 // on it.
 const flushAhead = 8 << 20
-
-// setDirect switches writing past the page cache, and reports whether that
-// worked.
-func (u *unnamed) setDirect(on bool) bool {
-	flags, err := unix.FcntlInt(u.Fd(), unix.F_GETFL, 0)
-	if err != nil {
-		return false
-	}
-	if on {
-		flags |= unix.O_DIRECT
-	} else {
-		flags &^= unix.O_DIRECT
-	}
-	_, err = unix.FcntlInt(u.Fd(), unix.F_SETFL, flags)
-	return err == nil
-}

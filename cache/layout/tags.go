@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"kiln.build/cache/layout/unnamed"
+
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -259,16 +261,16 @@ const (
 // replaceFile puts a new file in a name's place so that a reader, or the
 // next boot, finds either the old or the new one. The caller holds the lock.
 func replaceFile(path string, data []byte) error {
-	tmp, err := newUnnamed(filepath.Dir(path))
+	tmp, err := unnamed.New(filepath.Dir(path), tempPrefix)
 	if err != nil {
 		return err
 	}
-	defer tmp.close()
+	defer tmp.Close()
 	_, err = tmp.Write(data)
 	if err := errors.Join(err, tmp.Chmod(unsettled), tmp.Sync()); err != nil {
 		return err
 	}
-	if err := tmp.name(path, filepath.Join(filepath.Dir(path), tempPrefix+"index")); err != nil {
+	if err := tmp.SetName(path, filepath.Join(filepath.Dir(path), tempPrefix+"index")); err != nil {
 		return err
 	}
 	if err := syncPath(filepath.Dir(path)); err != nil {

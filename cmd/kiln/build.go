@@ -87,9 +87,10 @@ type builder struct {
 	display   display
 	cacheFrom []remoteCache
 	cacheTo   []remoteCache
-	remote    *remote.Cache // nil without these
-	graph     *solver.Graph // how the steps went, nil before they were solved
-	later     []func()      // what is told once the display is closed
+	remote    *remote.Cache      // nil without these
+	x         *exporter.Exporter // nil before it is needed
+	graph     *solver.Graph      // how the steps went, nil before they were solved
+	later     []func()           // what is told once the display is closed
 }
 
 func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error) {
@@ -133,6 +134,11 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return err
 	}
 	defer b.agents.close()
+	defer func() {
+		if b.x != nil {
+			b.x.Close()
+		}
+	}()
 	b.expect()
 	if b.runner, err = b.newRunner(); err != nil {
 		return err

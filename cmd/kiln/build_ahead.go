@@ -17,8 +17,11 @@ import (
 	"github.com/moby/term"
 )
 
-// exporter is what writes the build's results.
+// exporter is what writes the build's results, made once.
 func (b *builder) exporter() (*exporter.Exporter, error) {
+	if b.x != nil {
+		return b.x, nil
+	}
 	epoch, err := b.flags.epoch()
 	if err != nil {
 		return nil, err
@@ -31,6 +34,7 @@ func (b *builder) exporter() (*exporter.Exporter, error) {
 	if slices.ContainsFunc(b.cacheTo, func(c remoteCache) bool { return c.kind == "inline" }) {
 		x.Inline = b.remote.Inline
 	}
+	b.x = x
 	return x, nil
 }
 
@@ -43,9 +47,10 @@ type ahead struct {
 	final   map[*solver.Step]bool // of the images, but for the last ones, after which nothing runs
 	last    map[*solver.Step]bool
 	prepare func(stack []solver.Layer, below int) error
-	pack    func(t *tree.Tree, from archive.PackOptions, kept func() error) error // nil where no output has blobs
-	slow    bool                                                                  // pack compresses: what reads must not wait for it
-	cancel  context.CancelFunc                                                    // of prepare
+	top     *solver.Step                                                                    // of the first image: archives begin with its layer
+	pack    func(top bool, t *tree.Tree, from archive.PackOptions, kept func() error) error // nil where no output has blobs
+	slow    bool                                                                            // pack compresses: what reads must not wait for it
+	cancel  context.CancelFunc                                                              // of prepare
 	wait    sync.WaitGroup
 }
 
@@ -69,12 +74,15 @@ func (b *builder) ahead(ctx context.Context, targets []*solver.Vertex) (*ahead, 
 	if i := slices.IndexFunc(b.outputs, func(o exporter.Output) bool { return !o.Files() }); i >= 0 && !b.flags.dryRun {
 		o := b.outputs[i]
 		a.slow = x.Compresses(o)
-		a.pack = func(t *tree.Tree, from archive.PackOptions, kept func() error) error {
-			return x.Feed(ctx, o, t, from, kept)
+		a.pack = func(top bool, t *tree.Tree, from archive.PackOptions, kept func() error) error {
+			return x.Feed(ctx, o, top, t, from, kept)
 		}
 		b.runner.Packer = a.packer
 	}
-	for _, t := range targets {
+	for i, t := range targets {
+		if i == 0 {
+			a.top = t.Step
+		}
 		if t.Step != nil {
 			a.last[t.Step] = true
 		}
@@ -120,7 +128,7 @@ func (a *ahead) packer(act *solver.Action, t *tree.Tree, open func(*tree.Entry) 
 	feed := archive.NewFeed(feedBatches)
 	settled := make(chan bool, 1)
 	a.wait.Go(func() {
-		_ = a.pack(t, archive.PackOptions{Feed: feed, Open: open}, func() error {
+		_ = a.pack(act.Step == a.top, t, archive.PackOptions{Feed: feed, Open: open}, func() error {
 			if !<-settled {
 				return errors.New("the layer did not come about")
 			}

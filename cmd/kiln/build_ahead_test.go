@@ -80,9 +80,12 @@ func TestAheadPacks(t *testing.T) {
 			var packed *tree.Tree
 			var err error
 			a := &ahead{
-				last: map[*solver.Step]bool{last: true}, final: map[*solver.Step]bool{final: true}, slow: c.slow,
-				pack: func(t *tree.Tree, from archive.PackOptions, kept func() error) error {
-					packed, err = t, kept()
+				last: map[*solver.Step]bool{last: true}, final: map[*solver.Step]bool{final: true}, slow: c.slow, top: last,
+				pack: func(top bool, layer *tree.Tree, from archive.PackOptions, kept func() error) error {
+					if top != (c.step == last) {
+						t.Errorf("case %d: top layer: %t", i, top)
+					}
+					packed, err = layer, kept()
 					return err
 				},
 				cancel: func() {},

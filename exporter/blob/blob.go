@@ -63,6 +63,19 @@ type Maker struct {
 	// Fetch brings the blob of a base image into the layout; nil where there
 	// is no way.
 	Fetch func(context.Context, solver.Origin) error
+
+	// Beside gets what is made, where something is: for one layer at a time.
+	// Nil is nobody.
+	Beside Beside
+}
+
+// Beside is where a blob is written to beside the layout, while it is made.
+// All of the bytes come, or none: where there is a blob already, or making one
+// failed, Finish is not called.
+type Beside interface {
+	Restart() // what follows is the beginning
+	io.Writer
+	Finish(v1.Descriptor)
 }
 
 // MissingError says that the blob of a base image's layer is gone and could
@@ -194,7 +207,14 @@ func (m *Maker) packBlob(ctx context.Context, p pack, t *tree.Tree, o archive.Pa
 		defer known.Close()
 		pb.Blocks = known
 	}
+	if m.Beside != nil {
+		m.Beside.Restart()
+		pb.Beside = m.Beside
+	}
 	desc, diffID, err := archive.PackBlob(ctx, m.Store.Images(), m.Store.LayerDir(p.layer), t, pb)
+	if err == nil && m.Beside != nil {
+		m.Beside.Finish(desc)
+	}
 	if err == nil && known != nil {
 		known.save(ctx, desc.Digest)
 	}
@@ -319,13 +339,21 @@ func (m *Maker) compress(ctx context.Context, b Blob, f Form) (Blob, error) {
 		pw.CloseWithError(err)
 		done <- err
 	}()
-	desc, err := images.Write(ctx, v1.Descriptor{MediaType: f.compression().MediaType()}, pr)
+	made := io.Reader(pr)
+	if m.Beside != nil {
+		m.Beside.Restart()
+		made = io.TeeReader(pr, m.Beside)
+	}
+	desc, err := images.Write(ctx, v1.Descriptor{MediaType: f.compression().MediaType()}, made)
 	pr.CloseWithError(err)
 	if copyError := <-done; copyError != nil {
 		err = copyError
 	}
 	if err != nil {
 		return Blob{}, fmt.Errorf("compress layer blob %s: %w", b.Descriptor.Digest, err)
+	}
+	if m.Beside != nil {
+		m.Beside.Finish(desc)
 	}
 	if known != nil {
 		known.save(ctx, desc.Digest)

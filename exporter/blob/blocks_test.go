@@ -55,8 +55,8 @@ func TestBlocks(t *testing.T) {
 		f := Form{Compression: c, Level: &quick}
 		fresh := storetest.Open(t)
 		layer := bigLayer(t, fresh, "x")
-		want := packed(t, &Maker{Store: fresh}, layer, Form{})
 		clean := packed(t, &Maker{Store: fresh}, layer, f)
+		want := packed(t, &Maker{Store: fresh}, layer, Form{})
 
 		s := storetest.Open(t)
 		m := &Maker{Store: s}

@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -47,8 +45,9 @@ type dockerManifest struct {
 	Layers   []string
 }
 
-// WriteArchive writes images of a layout as a tar of an OCI image layout.
-// Every blob is checked while it is read. Equal images give equal bytes.
+// WriteArchive writes images of a layout as a tar of an OCI image layout: the
+// top layer of the first image, the other blobs by name, the index. Every blob
+// is checked while it is read. Equal images give equal bytes.
 func WriteArchive(ctx context.Context, l *layout.Layout, w io.Writer, o ArchiveOptions, exports ...Export) error {
 	a, err := newArchiver(ctx, l, o, exports)
 	if err != nil {
@@ -70,7 +69,7 @@ func ArchiveContent(ctx context.Context, l *layout.Layout, o ArchiveOptions, exp
 		Index    []v1.Descriptor
 		Docker   bool
 		Manifest []dockerManifest
-	}{1, slices.Sorted(maps.Keys(a.blobs)), a.index, o.Docker, a.manifest})
+	}{2, slices.Sorted(maps.Keys(a.blobs)), a.index, o.Docker, a.manifest})
 	return digest.FromBytes(b), err
 }
 
@@ -81,6 +80,7 @@ func newArchiver(ctx context.Context, l *layout.Layout, o ArchiveOptions, export
 			return nil, err
 		}
 	}
+	a.first = a.topLayer()
 	return a, nil
 }
 
@@ -89,6 +89,7 @@ type archiver struct {
 	blobs    map[digest.Digest][]byte // nil: to be read from the layout
 	index    []v1.Descriptor
 	manifest []dockerManifest
+	first    v1.Descriptor // the blob that comes first, empty where any may
 }
 
 func (a *archiver) add(ctx context.Context, x Export, o ArchiveOptions) error {
@@ -200,48 +201,107 @@ func blobName(d digest.Digest) string {
 	return v1.ImageBlobsDir + "/" + d.Algorithm().String() + "/" + d.Encoded()
 }
 
-// write writes the archive, sorted by name.
-func (a *archiver) write(ctx context.Context, w io.Writer, o ArchiveOptions) error {
-	tw := tar.NewWriter(w)
-	file := func(name string, size int64, r io.Reader) error {
-		err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o444, ModTime: time.Unix(0, 0)})
-		if err != nil {
+// topLayer is the blob of the last layer of the first image.
+func (a *archiver) topLayer() v1.Descriptor {
+	for _, d := range a.index {
+		for range 2 { // an index leads to a manifest, and that to layers
+			var doc struct{ Manifests, Layers []v1.Descriptor }
+			b := a.blobs[d.Digest]
+			if b == nil {
+				b, _ = a.l.ReadBlob(d.Digest)
+			}
+			if json.Unmarshal(b, &doc) != nil {
+				break
+			}
+			if n := len(doc.Layers); n > 0 {
+				top := doc.Layers[n-1]
+				if made, there := a.blobs[top.Digest]; there && made == nil {
+					return top
+				}
+				break
+			}
+			if len(doc.Manifests) == 0 {
+				break
+			}
+			d = doc.Manifests[0]
+		}
+	}
+	return v1.Descriptor{}
+}
+
+// folders writes the headers of those that blobs are in.
+func folders(tw *tar.Writer) error {
+	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
 			return err
 		}
-		_, err = io.Copy(tw, r)
+	}
+	return nil
+}
+
+func fileHeader(name string, size int64) *tar.Header {
+	return &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o444, ModTime: time.Unix(0, 0)}
+}
+
+func blobHeader(d digest.Digest, size int64) *tar.Header { return fileHeader(blobName(d), size) }
+
+// write writes the archive.
+func (a *archiver) write(ctx context.Context, w io.Writer, o ArchiveOptions) error {
+	tw := tar.NewWriter(w)
+	if err := folders(tw); err != nil {
 		return err
+	}
+	if a.first.Digest != "" {
+		if err := a.blob(tw, a.first.Digest); err != nil {
+			return err
+		}
+	}
+	return a.rest(ctx, tw, o)
+}
+
+// blob writes a blob.
+func (a *archiver) blob(tw *tar.Writer, d digest.Digest) error {
+	if made := a.blobs[d]; made != nil {
+		return addFile(tw, blobName(d), int64(len(made)), bytes.NewReader(made))
+	}
+	r, size, err := a.l.Blob(d)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := addFile(tw, blobName(d), size, r); err != nil {
+		return fmt.Errorf("write %s: %w", blobName(d), err)
+	}
+	return nil
+}
+
+func addFile(tw *tar.Writer, name string, size int64, r io.Reader) error {
+	if err := tw.WriteHeader(fileHeader(name, size)); err != nil {
+		return err
+	}
+	_, err := io.Copy(tw, r)
+	return err
+}
+
+// rest writes what comes after the first blob.
+func (a *archiver) rest(ctx context.Context, tw *tar.Writer, o ArchiveOptions) error {
+	for _, d := range slices.Sorted(maps.Keys(a.blobs)) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if d == a.first.Digest {
+			continue
+		}
+		if err := a.blob(tw, d); err != nil {
+			return err
+		}
 	}
 	document := func(name string, v any) error {
 		b, err := json.Marshal(v)
 		if err != nil {
 			return err
 		}
-		return file(name, int64(len(b)), bytes.NewReader(b))
-	}
-	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
-			return err
-		}
-	}
-	for _, d := range slices.Sorted(maps.Keys(a.blobs)) {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if made := a.blobs[d]; made != nil {
-			if err := file(blobName(d), int64(len(made)), bytes.NewReader(made)); err != nil {
-				return err
-			}
-			continue
-		}
-		r, size, err := a.l.Blob(d)
-		if err != nil {
-			return err
-		}
-		err = file(blobName(d), size, r)
-		r.Close()
-		if err != nil {
-			return fmt.Errorf("write %s: %w", blobName(d), err)
-		}
+		return addFile(tw, name, int64(len(b)), bytes.NewReader(b))
 	}
 	err := document(v1.ImageIndexFile, v1.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: a.index,
@@ -346,34 +406,4 @@ func (s *Store) discard(err error) error {
 		return errors.Join(err, removeErr)
 	}
 	return fmt.Errorf("%w; it was deleted: build, pull or load the image again", err)
-}
-
-// WriteFile writes a file so that it is there whole or not at all. What is no
-// regular file, such as a pipe, is written to.
-func WriteFile(path string, write func(io.Writer) error) error {
-	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
-		if fi.IsDir() {
-			return fmt.Errorf("%s is a folder", path)
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(write(f), f.Close())
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // fails once it was renamed
-	err = write(tmp)
-	if err == nil {
-		err = tmp.Chmod(0o644)
-	}
-	// Not synced: whoever needs the file to outlive a power loss syncs it, as
-	// with the output of any other tool.
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
 }
