@@ -64,8 +64,8 @@ type blockWriter struct {
 	ended  chan struct{} // closed when all of order is written
 	mu     sync.Mutex
 	err    error
-	spare  sync.Pool // of *block
-	offset int64     // written to w
+	spare  chan *block // written ones, whose memory is used again
+	offset int64       // written to w
 }
 
 const firstBuffer = 64 << 10
@@ -83,7 +83,7 @@ func newBlockWriter(w io.Writer, c codec, blocks Blocks, s *spans) *blockWriter 
 	n := runtime.GOMAXPROCS(0)
 	b := &blockWriter{
 		w: w, codec: c, blocks: blocks, spans: s,
-		order: make(chan *block, n+1), slots: make(chan struct{}, n), ended: make(chan struct{}),
+		order: make(chan *block, n+1), slots: make(chan struct{}, n), ended: make(chan struct{}), spare: make(chan *block, n+3),
 	}
 	go b.drain()
 	b.put(c.header)
@@ -166,8 +166,10 @@ func (b *blockWriter) submit() {
 	if len(b.raw) == 0 {
 		return
 	}
-	k, _ := b.spare.Get().(*block)
-	if k == nil {
+	var k *block
+	select {
+	case k = <-b.spare:
+	default:
 		k = &block{}
 	}
 	k.at, b.at = b.at, b.at+int64(len(b.raw))
@@ -211,7 +213,10 @@ func (b *blockWriter) drain() {
 		}
 		b.offset += int64(len(k.out))
 		if len(k.raw) > 0 {
-			b.spare.Put(k)
+			select {
+			case b.spare <- k:
+			default:
+			}
 		}
 	}
 }
