@@ -56,11 +56,11 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 		pw.CloseWithError(err) // nil is io.EOF
 		packed <- err
 	}()
-	r := io.Reader(pr)
-	if o.Beside != nil {
-		r = io.TeeReader(pr, o.Beside)
+	write, r := l.Write, io.Reader(pr)
+	if o.Beside != nil { // nobody reads it back, then
+		write, r = l.WriteAside, io.TeeReader(pr, o.Beside)
 	}
-	desc, err := l.Write(ctx, v1.Descriptor{MediaType: o.Compression.MediaType()}, r)
+	desc, err := write(ctx, v1.Descriptor{MediaType: o.Compression.MediaType()}, r)
 	pr.CloseWithError(err) // stops Pack where Write gave up
 	if packError := <-packed; packError != nil {
 		err = packError

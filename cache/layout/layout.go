@@ -29,6 +29,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	_ "crypto/sha512" // digests of other tools
 
@@ -48,7 +49,8 @@ type Layout struct {
 	dir   string
 	wrote func(bytes int64) // may be nil
 
-	directFrom int64 // as the constant, but for tests
+	directFrom int64         // as the constants, but for tests
+	dear       time.Duration // likewise
 
 	named atomic.Bool             // blobs got names that are not synced yet
 	seen  atomic.Pointer[listing] // the last one
@@ -107,7 +109,7 @@ func OpenExisting(dir string) (*Layout, error) {
 	if version.Version != v1.ImageLayoutVersion {
 		return nil, fmt.Errorf("open image layout %s: version %q is not known, only %s", dir, version.Version, v1.ImageLayoutVersion)
 	}
-	return &Layout{dir: dir, directFrom: directFrom}, nil
+	return &Layout{dir: dir, directFrom: directFrom, dear: dearMemory}, nil
 }
 
 // create makes what an empty layout has. Several may do so at once, and one
@@ -251,6 +253,16 @@ func (l *Layout) blobError(d digest.Digest, err error) error {
 // Write alone does not protect the blob from [Layout.Collect]: hold a
 // [Lease] until it is tagged.
 func (l *Layout) Write(ctx context.Context, expected v1.Descriptor, r io.Reader) (v1.Descriptor, error) {
+	return l.writeBlob(ctx, expected, r, false)
+}
+
+// WriteAside is Write for a blob that is not going to be read soon: it is kept
+// out of memory where that is dear.
+func (l *Layout) WriteAside(ctx context.Context, expected v1.Descriptor, r io.Reader) (v1.Descriptor, error) {
+	return l.writeBlob(ctx, expected, r, true)
+}
+
+func (l *Layout) writeBlob(ctx context.Context, expected v1.Descriptor, r io.Reader, aside bool) (v1.Descriptor, error) {
 	if expected.Digest != "" {
 		if err := expected.Digest.Validate(); err != nil {
 			return expected, fmt.Errorf("write blob %q: %w", expected.Digest, err)
@@ -265,7 +277,7 @@ func (l *Layout) Write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 		return expected, err
 	}
 	defer lease.Release()
-	desc, err := l.write(ctx, expected, r)
+	desc, err := l.write(ctx, expected, r, aside)
 	if err != nil && expected.Digest != "" {
 		err = fmt.Errorf("write blob %s: %w", expected.Digest, err)
 	} else if err != nil {
@@ -283,7 +295,7 @@ func (l *Layout) WriteBytes(ctx context.Context, mediaType string, data []byte) 
 // writes numbers those of this process: several may be of one blob.
 var writes atomic.Uint64
 
-func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader) (v1.Descriptor, error) {
+func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader, aside bool) (v1.Descriptor, error) {
 	h := sha256.New()
 	algorithm := digest.SHA256
 	if expected.Digest != "" {
@@ -303,6 +315,9 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader)
 	// An uncompressed layer is kept for other tools, and to be compressed some
 	// day; containers are made of what it was packed from.
 	into := pour{f: tmp, h: h, limit: limit, direct: expected.MediaType == v1.MediaTypeImageLayer, from: l.directFrom}
+	if aside {
+		into.dear = l.dear
+	}
 	n, err := into.copy(ctx, r)
 	if err != nil {
 		return expected, err

@@ -620,17 +620,21 @@ func TestWriteSameAtOnce(t *testing.T) {
 func TestWriteLarge(t *testing.T) {
 	l := open(t)
 	const directFrom = 2 << 20
-	l.directFrom = directFrom
-	content := make([]byte, directFrom+3*pieceSize+1)
+	l.directFrom, l.dear = directFrom, 1 // nothing is as cheap as that
+	content := make([]byte, directFrom+(weighPieces+3)*pieceSize+1)
 	rand.NewChaCha8([32]byte{1}).Read(content)
 	for _, size := range []int{
 		0, 1, smallPiece - 1, smallPiece, smallPiece + 1, pieceSize - 1, pieceSize, pieceSize + 1,
 		directFrom - 1, directFrom, directFrom + 1, directFrom + pieceSize - 1, directFrom + pieceSize,
-		directFrom + 2*pieceSize + pieceAlign, len(content),
+		directFrom + 2*pieceSize + pieceAlign, directFrom + (weighPieces+1)*pieceSize, len(content),
 	} {
-		for _, mediaType := range []string{v1.MediaTypeImageLayer, v1.MediaTypeImageLayerGzip} {
+		for i, mediaType := range []string{v1.MediaTypeImageLayer, v1.MediaTypeImageLayerGzip, v1.MediaTypeImageLayerGzip} {
 			want := digest.FromBytes(content[:size])
-			got, err := l.Write(t.Context(), v1.Descriptor{MediaType: mediaType}, iotest.HalfReader(bytes.NewReader(content[:size])))
+			write := l.Write
+			if i == 2 {
+				write = l.WriteAside
+			}
+			got, err := write(t.Context(), v1.Descriptor{MediaType: mediaType}, iotest.HalfReader(bytes.NewReader(content[:size])))
 			if err != nil || got.Digest != want || got.Size != int64(size) {
 				t.Errorf("%d bytes as %s: %v, %v", size, mediaType, got, err)
 				continue

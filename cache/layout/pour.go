@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"kiln.build/cache/layout/unnamed"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,6 +30,15 @@ const (
 	// machines, which give what is free back to their hosts, that takes twice
 	// as long.
 	directFrom = 8 << 20
+
+	// dearMemory is what writing a MiB to memory may take of a processor. It
+	// takes half a millisecond where memory is at hand, and three or four
+	// where each page is to be had from a host.
+	dearMemory = 1500 * time.Microsecond
+
+	// weighPieces is after how many pieces that is looked at: what was freed a
+	// moment ago is used first, and cheap.
+	weighPieces = 4
 )
 
 // pour is the copying of a stream into a blob's file. It is read, hashed and
@@ -35,18 +48,22 @@ const (
 // cache (O_DIRECT, open(2)). A blob is on disk before it has a name, so it is
 // waited for in any case; what is saved is to copy it to memory first, to find
 // memory for that, and to push out what builds read. That costs whoever reads
-// the blob next: it is right for blobs that are kept and not used.
+// the blob next: it is right for blobs that are kept and not used, and for
+// others where memory is dear.
 type pour struct {
 	f      *unnamed.File
 	h      hash.Hash
 	limit  int64 // fail at the first byte over this; negative: none
 	direct bool
-	from   int64 // where direct begins
+	from   int64         // where direct begins
+	dear   time.Duration // what writing a MiB may cost before direct is set; 0 is anything
 
 	// Of the writer.
 	written int64
 	flushed int64
-	on      bool // O_DIRECT is set
+	on      bool          // O_DIRECT is set
+	cost    time.Duration // of writing to memory since it was last weighed
+	weighed int           // how many pieces that were
 }
 
 // piece is a part of the stream.
@@ -159,16 +176,41 @@ func aligned(size int) []byte {
 // write writes a piece, and has the disk work on what is not direct: the sync
 // at the end then finds little left to do.
 func (p *pour) write(b []byte) error {
+	if p.dear == 0 || p.direct || len(b) < pieceSize {
+		return p.put(b)
+	}
+	runtime.LockOSThread() // whose clock it is
+	start := threadTime()
+	err := p.put(b)
+	p.cost += threadTime() - start
+	runtime.UnlockOSThread()
+	if p.weighed++; p.weighed == weighPieces {
+		p.direct = p.cost > weighPieces*p.dear
+		p.cost, p.weighed = 0, 0
+	}
+	return err
+}
+
+// threadTime is how much of a processor this thread has had.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+func (p *pour) put(b []byte) error {
 	if on := p.direct && len(b) == pieceSize && p.written >= p.from; on != p.on {
 		// Not all file systems can do it.
 		if p.on = p.f.SetDirect(on) && on; !p.on {
-			p.direct = false
+			p.direct, p.dear = false, 0
 		}
 	}
 	_, err := p.f.Write(b)
 	if err != nil && p.on {
 		p.f.SetDirect(false)
-		p.on, p.direct = false, false
+		p.on, p.direct, p.dear = false, false, 0
 		_, err = p.f.WriteAt(b, p.written)
 		if err == nil {
 			_, err = p.f.Seek(p.written+int64(len(b)), io.SeekStart)

@@ -339,12 +339,12 @@ func (m *Maker) compress(ctx context.Context, b Blob, f Form) (Blob, error) {
 		pw.CloseWithError(err)
 		done <- err
 	}()
-	made := io.Reader(pr)
+	write, made := images.Write, io.Reader(pr)
 	if m.Beside != nil {
 		m.Beside.Restart()
-		made = io.TeeReader(pr, m.Beside)
+		write, made = images.WriteAside, io.TeeReader(pr, m.Beside)
 	}
-	desc, err := images.Write(ctx, v1.Descriptor{MediaType: f.compression().MediaType()}, made)
+	desc, err := write(ctx, v1.Descriptor{MediaType: f.compression().MediaType()}, made)
 	pr.CloseWithError(err)
 	if copyError := <-done; copyError != nil {
 		err = copyError

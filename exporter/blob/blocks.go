@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
-	"os"
 	"slices"
 	"sync"
 
@@ -27,7 +26,7 @@ type blocks struct {
 
 	mu    sync.Mutex
 	known map[archive.BlockKey]place
-	files map[digest.Digest]*os.File             // nil: it cannot be opened
+	files map[digest.Digest]*ranges              // nil: it cannot be opened
 	sums  map[archive.BlockKey][sha256.Size]byte // of blocks that were found whole
 
 	made []tableEntry
@@ -63,7 +62,7 @@ func (m *Maker) blocks(ctx context.Context) *blocks {
 	b := &blocks{
 		maker: m,
 		known: map[archive.BlockKey]place{},
-		files: map[digest.Digest]*os.File{},
+		files: map[digest.Digest]*ranges{},
 		sums:  map[archive.BlockKey][sha256.Size]byte{},
 	}
 	recent := m.recent(ctx)
@@ -116,7 +115,7 @@ func (b *blocks) Block(buf []byte, k archive.BlockKey) ([]byte, bool) {
 	}
 	start := len(buf)
 	out := slices.Grow(buf, int(p.Size))[:start+int(p.Size)]
-	if _, err := f.ReadAt(out[start:], p.Offset); err != nil || sha256.Sum256(out[start:]) != p.Sum {
+	if err := f.readAt(out[start:], p.Offset); err != nil || sha256.Sum256(out[start:]) != p.Sum {
 		return buf, false
 	}
 	b.mu.Lock()
@@ -125,12 +124,12 @@ func (b *blocks) Block(buf []byte, k archive.BlockKey) ([]byte, bool) {
 	return out, true
 }
 
-func (b *blocks) file(d digest.Digest) *os.File {
+func (b *blocks) file(d digest.Digest) *ranges {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f, ok := b.files[d]
 	if !ok {
-		f, _ = os.Open(b.maker.Store.Images().Path(d)) // nil where it is gone
+		f, _ = openRanges(b.maker.Store.Images().Path(d)) // nil where it is gone
 		b.files[d] = f
 	}
 	return f
@@ -150,7 +149,9 @@ func (b *blocks) Made(k archive.BlockKey, offset int64, compressed []byte) {
 // Close ends reading.
 func (b *blocks) Close() {
 	for _, f := range b.files {
-		f.Close()
+		if f != nil {
+			f.close()
+		}
 	}
 }
 

@@ -1,0 +1,87 @@
+package blob
+
+import (
+	"io"
+	"os"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ranges reads parts of a blob, each once. What is in memory comes from there.
+// The rest goes past the page cache (O_DIRECT, open(2)), where it could only
+// take the place of what someone needs again: the next time these bytes are
+// read from the blob that is being made. It may be used by several goroutines.
+type ranges struct {
+	file   *os.File
+	direct *os.File // nil where it cannot be had
+}
+
+func openRanges(path string) (*ranges, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &ranges{file: f}
+	if fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0); err == nil {
+		r.direct = os.NewFile(uintptr(fd), path)
+	}
+	return r, nil
+}
+
+func (r *ranges) close() {
+	r.file.Close()
+	if r.direct != nil {
+		r.direct.Close()
+	}
+}
+
+// readAt fills b.
+func (r *ranges) readAt(b []byte, offset int64) error {
+	// Not all file systems can tell what is in memory: nothing is read then.
+	n, err := unix.Preadv2(int(r.file.Fd()), [][]byte{b}, offset, unix.RWF_NOWAIT)
+	if err != nil || n < 0 {
+		n = 0
+	}
+	if n == len(b) {
+		return nil
+	}
+	b, offset = b[n:], offset+int64(n)
+	if r.direct != nil && r.readPast(b, offset) {
+		return nil
+	}
+	_, err = r.file.ReadAt(b, offset)
+	return err
+}
+
+// align is what direct reads begin and end at a multiple of, in the file and
+// in memory: no device has larger blocks.
+const align = 4096
+
+// pastBuffers are for direct reads.
+var pastBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// readPast reads past the page cache, and reports whether that worked.
+func (r *ranges) readPast(b []byte, offset int64) bool {
+	skip := offset % align
+	size := (int(skip) + len(b) + align - 1) / align * align
+	p := pastBuffers.Get().(*[]byte)
+	defer pastBuffers.Put(p)
+	if len(*p) < size {
+		*p = aligned(size)
+	}
+	n, err := r.direct.ReadAt((*p)[:size], offset-skip)
+	if err != nil && err != io.EOF || n < int(skip)+len(b) {
+		return false
+	}
+	copy(b, (*p)[skip:])
+	return true
+}
+
+// aligned makes a buffer for direct reads.
+func aligned(size int) []byte {
+	b := make([]byte, size+align)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (align - 1)
+	return b[skip : skip+size : skip+size]
+}
