@@ -57,10 +57,12 @@ func (s *spans) cut(block []span, end int64) []span {
 
 // blockKey names a block that begins at some place in a stream: by its
 // bytes, or, where some of these are files', by their digests and the bytes
-// between. The two have heads of their own, so that no content of the one kind
-// can be made to have the name of the other.
+// between. The two have heads of their own, and others than earlier versions
+// wrote, so that no content of the one kind can be made to have the name of
+// the other.
 func blockKey(codec string, raw []byte, at int64, files []span) (k BlockKey) {
 	h := sha256.New()
+	io.WriteString(h, "kiln block 2\n")
 	io.WriteString(h, codec)
 	if len(files) == 0 {
 		io.WriteString(h, "bytes\n")
