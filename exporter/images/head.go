@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"path/filepath"
 	"sync"
 
 	"kiln.build/cache/layout"
@@ -63,7 +64,8 @@ func (h *Head) Write(p []byte) (int, error) {
 	}
 	var err error
 	if h.file == nil {
-		if h.file, err = newFile(h.path); err == nil {
+		// A name would show in a build context that the archive is in.
+		if h.file, err = unnamed.Nameless(filepath.Dir(h.path)); err == nil {
 			_, err = h.file.Seek(headLen, io.SeekStart)
 		}
 	}

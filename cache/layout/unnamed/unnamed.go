@@ -21,18 +21,24 @@ type File struct {
 
 // New makes a file of mode 0600 in a directory. Close must be called.
 func New(dir, prefix string) (*File, error) {
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
-	if err == nil {
-		return &File{File: os.NewFile(uintptr(fd), filepath.Join(dir, "unnamed"))}, nil
-	}
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
-		return nil, &os.PathError{Op: "open unnamed file in", Path: dir, Err: err}
+	u, err := Nameless(dir)
+	if err == nil || !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return u, err
 	}
 	f, err := os.CreateTemp(dir, prefix)
 	if err != nil {
 		return nil, err
 	}
 	return &File{File: f, temp: f.Name()}, nil
+}
+
+// Nameless is New that fails where the file would have a temporary name.
+func Nameless(dir string) (*File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &os.PathError{Op: "open unnamed file in", Path: dir, Err: err}
+	}
+	return &File{File: os.NewFile(uintptr(fd), filepath.Join(dir, "unnamed"))}, nil
 }
 
 // SetName gives the file its name, when all is written. What has the name
