@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -32,13 +33,18 @@ func TestEnter(t *testing.T) {
 	}()
 	thread, before := make(chan string), groupsOf(t, "self")
 	cmd := exec.Command("sleep", "1000")
-	go func() {
-		defer close(thread)
+	var enter func()
+	enter = func() {
 		runtime.LockOSThread() // and not unlocked: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
-			t.Log("on the first thread: nothing is shown")
+			// The first thread does not end: hold it while another one is taken.
+			var wait sync.WaitGroup
+			wait.Go(enter)
+			wait.Wait()
+			runtime.UnlockOSThread()
 			return
 		}
+		defer close(thread)
 		leave, err := g.Enter()
 		if err != nil {
 			t.Error(err)
@@ -51,10 +57,11 @@ func TestEnter(t *testing.T) {
 			t.Error(err)
 		}
 		thread <- groupsOf(t, "thread-self")
-	}()
+	}
+	go enter()
 	after, ok := <-thread
 	if !ok {
-		t.SkipNow()
+		t.FailNow()
 	}
 	defer func() {
 		_ = cmd.Process.Kill()
