@@ -302,7 +302,7 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader,
 		algorithm = expected.Digest.Algorithm()
 		h = algorithm.Hash()
 	}
-	tmp, err := unnamed.New(l.dir, tempPrefix)
+	tmp, err := unnamed.New(filepath.Join(l.dir, "new blob"), tempPrefix)
 	if err != nil {
 		return expected, err
 	}

@@ -261,7 +261,7 @@ const (
 // replaceFile puts a new file in a name's place so that a reader, or the
 // next boot, finds either the old or the new one. The caller holds the lock.
 func replaceFile(path string, data []byte) error {
-	tmp, err := unnamed.New(filepath.Dir(path), tempPrefix)
+	tmp, err := unnamed.New(path, tempPrefix)
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func isSpecial(path string) (bool, error) {
 
 // newFile makes a file without a name in the directory of a path.
 func newFile(path string) (*unnamed.File, error) {
-	return unnamed.New(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	return unnamed.New(path, "."+filepath.Base(path)+"-")
 }
 
 // finish gives a file its name. It is not synced: whoever needs it to outlive a

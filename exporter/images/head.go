@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"path/filepath"
 	"sync"
 
 	"kiln.build/cache/layout"
@@ -65,7 +64,7 @@ func (h *Head) Write(p []byte) (int, error) {
 	var err error
 	if h.file == nil {
 		// A name would show in a build context that the archive is in.
-		if h.file, err = unnamed.Nameless(filepath.Dir(h.path)); err == nil {
+		if h.file, err = unnamed.Nameless(h.path); err == nil {
 			_, err = h.file.Seek(headLen, io.SeekStart)
 		}
 	}

@@ -19,13 +19,14 @@ type File struct {
 	temp string // its temporary name, if it has one
 }
 
-// New makes a file of mode 0600 in a directory. Close must be called.
-func New(dir, prefix string) (*File, error) {
-	u, err := Nameless(dir)
+// New makes a file of mode 0600 in the directory of a path, which is what
+// errors call it. Close must be called.
+func New(path, prefix string) (*File, error) {
+	u, err := Nameless(path)
 	if err == nil || !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
 		return u, err
 	}
-	f, err := os.CreateTemp(dir, prefix)
+	f, err := os.CreateTemp(filepath.Dir(path), prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -33,12 +34,12 @@ func New(dir, prefix string) (*File, error) {
 }
 
 // Nameless is New that fails where the file would have a temporary name.
-func Nameless(dir string) (*File, error) {
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+func Nameless(path string) (*File, error) {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, &os.PathError{Op: "open unnamed file in", Path: dir, Err: err}
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return &File{File: os.NewFile(uintptr(fd), filepath.Join(dir, "unnamed"))}, nil
+	return &File{File: os.NewFile(uintptr(fd), path)}, nil
 }
 
 // SetName gives the file its name, when all is written. What has the name
