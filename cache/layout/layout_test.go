@@ -19,6 +19,8 @@ import (
 	"testing/iotest"
 	"time"
 
+	"kiln.build/cache/layout/unnamed"
+
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -626,7 +628,7 @@ func TestWriteLarge(t *testing.T) {
 	for _, size := range []int{
 		0, 1, smallPiece - 1, smallPiece, smallPiece + 1, pieceSize - 1, pieceSize, pieceSize + 1,
 		directFrom - 1, directFrom, directFrom + 1, directFrom + pieceSize - 1, directFrom + pieceSize,
-		directFrom + 2*pieceSize + pieceAlign, directFrom + (weighPieces+1)*pieceSize, len(content),
+		directFrom + 2*pieceSize + unnamed.DirectAlign, directFrom + (weighPieces+1)*pieceSize, len(content),
 	} {
 		for i, mediaType := range []string{v1.MediaTypeImageLayer, v1.MediaTypeImageLayerGzip, v1.MediaTypeImageLayerGzip} {
 			want := digest.FromBytes(content[:size])

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"kiln.build/cache/layout/unnamed"
 
@@ -21,7 +20,6 @@ const (
 	// is written past the page cache has to begin and end at a multiple of the
 	// device's blocks, in the file and in memory.
 	pieceSize  = 1 << 20
-	pieceAlign = 4096
 	pieceCount = 4
 
 	// directFrom is where in a blob writing past the page cache begins. Where
@@ -129,7 +127,7 @@ func (p *pour) read(ctx context.Context, r io.Reader, free <-chan *piece, hand f
 		}
 		x := <-free
 		if len(x.buf) < size {
-			x.buf = aligned(size) // only now: most blobs are small
+			x.buf = unnamed.DirectBuffer(size) // only now: most blobs are small
 		}
 		n, err := fill(r, x.buf[:size])
 		if err != nil && err != io.EOF {
@@ -165,13 +163,6 @@ func fill(r io.Reader, b []byte) (int, error) {
 
 // smallPiece is what most blobs, which are manifests, are read in.
 const smallPiece = 64 << 10
-
-// aligned makes a buffer for direct writes.
-func aligned(size int) []byte {
-	b := make([]byte, size+pieceAlign)
-	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (pieceAlign - 1)
-	return b[skip : skip+size : skip+size]
-}
 
 // write writes a piece, and has the disk work on what is not direct: the sync
 // at the end then finds little left to do.

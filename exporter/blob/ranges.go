@@ -4,7 +4,8 @@ import (
 	"io"
 	"os"
 	"sync"
-	"unsafe"
+
+	"kiln.build/cache/layout/unnamed"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,21 +56,17 @@ func (r *ranges) readAt(b []byte, offset int64) error {
 	return err
 }
 
-// align is what direct reads begin and end at a multiple of, in the file and
-// in memory: no device has larger blocks.
-const align = 4096
-
 // pastBuffers are for direct reads.
 var pastBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // readPast reads past the page cache, and reports whether that worked.
 func (r *ranges) readPast(b []byte, offset int64) bool {
-	skip := offset % align
-	size := (int(skip) + len(b) + align - 1) / align * align
+	skip := offset % unnamed.DirectAlign
+	size := (int(skip) + len(b) + unnamed.DirectAlign - 1) / unnamed.DirectAlign * unnamed.DirectAlign
 	p := pastBuffers.Get().(*[]byte)
 	defer pastBuffers.Put(p)
 	if len(*p) < size {
-		*p = aligned(size)
+		*p = unnamed.DirectBuffer(size)
 	}
 	n, err := r.direct.ReadAt((*p)[:size], offset-skip)
 	if err != nil && err != io.EOF || n < int(skip)+len(b) {
@@ -77,11 +74,4 @@ func (r *ranges) readPast(b []byte, offset int64) bool {
 	}
 	copy(b, (*p)[skip:])
 	return true
-}
-
-// aligned makes a buffer for direct reads.
-func aligned(size int) []byte {
-	b := make([]byte, size+align)
-	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (align - 1)
-	return b[skip : skip+size : skip+size]
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -97,6 +98,17 @@ func (f *File) SetDirect(on bool) bool {
 	}
 	_, err = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags)
 	return err == nil
+}
+
+// DirectAlign is what reads and writes past the page cache begin and end at a
+// multiple of, in the file and in memory: no device has larger blocks.
+const DirectAlign = 4096
+
+// DirectBuffer makes a buffer for them.
+func DirectBuffer(size int) []byte {
+	b := make([]byte, size+DirectAlign)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (DirectAlign - 1)
+	return b[skip : skip+size : skip+size]
 }
 
 // Close ends writing. What has no name goes. Network file systems may tell only
