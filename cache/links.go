@@ -45,13 +45,16 @@ func readLinks(dir string) links {
 
 // countOnce takes from the sizes of layers what links of others' files they
 // have. Of two that have links of a third's, which is gone, both count whole.
+// One that was made later than those who name it is not the one they mean: that
+// went, and what was made again may even be links of theirs.
 func countOnce(layers []*item) {
 	byID := make(map[string]*item, len(layers))
 	for _, it := range layers {
 		byID[it.ID] = it
 	}
 	for _, it := range layers {
-		if of := byID[it.links.of.String()]; of != nil && of != it && it.links.bytes <= it.Size {
+		of := byID[it.links.of.String()]
+		if of != nil && of != it && !of.Created.After(it.Created) && it.links.bytes <= it.Size {
 			it.Size -= it.links.bytes
 			it.of = of
 			of.heirs = append(of.heirs, it)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"kiln.build/solver"
 )
@@ -82,5 +83,45 @@ func TestLinksCountOnce(t *testing.T) {
 	}
 	if got := total(t, s); got > 256<<10 {
 		t.Errorf("%d bytes are left of nothing", got)
+	}
+}
+
+// TestLinksMadeAgain removes a layer and makes it again, of links of the one
+// that had links of it: neither hides the other.
+func TestLinksMadeAgain(t *testing.T) {
+	s := openTest(t, t.TempDir(), Options{})
+	const size = 1 << 20
+	put := func(own string, from solver.Layer) solver.Layer {
+		t.Helper()
+		d, err := s.NewLayer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		big := filepath.Join(d.FS, "big")
+		if from.Digest == "" {
+			err = os.WriteFile(big, make([]byte, size), 0o600)
+		} else {
+			err = os.Link(filepath.Join(s.LayerDir(from.Digest), "big"), big)
+			d.Links(from.Digest, size)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(d.FS, "own"), []byte(own), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond) // longer than a tick of the clock that files have
+		return commitDraft(t, d)
+	}
+	first := put("1", solver.Layer{})
+	second := put("2", first)
+	if err := s.Invalidate(first.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if again := put("1", second); again.Digest != first.Digest {
+		t.Fatalf("another layer: %s, %s", again.Digest, first.Digest)
+	}
+	if got := total(t, s); got < size || got >= size+256<<10 {
+		t.Errorf("the store counts %d bytes, want %d and a little", got, size)
 	}
 }
