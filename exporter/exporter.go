@@ -265,15 +265,15 @@ func (e *Exporter) exportArchive(ctx context.Context, o Output, head *images.Hea
 		return images.WriteFolder(ctx, layoutOf, o.Dest, x)
 	}
 	options := images.ArchiveOptions{Docker: o.Type == TypeDocker}
+	if o.Dest == "-" {
+		return images.WriteArchive(ctx, layoutOf, e.Stdout, options, x)
+	}
 	content, err := images.ArchiveContent(ctx, layoutOf, options, x)
 	if err != nil {
 		return err
 	}
-	if o.Dest != "-" && e.unchanged(ctx, o.Dest, content) {
+	if e.unchanged(ctx, o.Dest, content) {
 		return nil
-	}
-	if o.Dest == "-" {
-		return images.WriteArchive(ctx, layoutOf, e.Stdout, options, x)
 	}
 	if err = images.WriteArchiveFile(ctx, layoutOf, o.Dest, head, options, x); err == nil {
 		e.wrote(ctx, o.Dest, content)
