@@ -27,7 +27,8 @@ type Draft struct {
 	// Found is set by Commit: an equal layer was there already.
 	Found bool
 
-	links links
+	links  links
+	packed bool
 
 	store *Store
 	dir   string
@@ -172,7 +173,9 @@ func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 		return l, err
 	}
 	s.remember(l.Digest, t)
-	s.bound.grew(t.Disk() - d.links.bytes)
+	if !d.packed { // the image layout has counted the blob
+		s.bound.grew(t.Disk() - d.links.bytes)
+	}
 	return l, nil
 }
 
@@ -182,25 +185,25 @@ func occupied(err error) bool {
 
 func (s *Store) layerPath(d digest.Digest) string { return s.root + "/layers/" + d.Encoded() }
 
-// LayerDir is where a layer's files are, in overlay form. They must not be
-// changed.
-func (s *Store) LayerDir(d digest.Digest) string {
-	if valid(d) != nil {
-		return ""
-	}
-	return filepath.Join(s.layerPath(d), "fs")
-}
-
 // hasLayer returns nil if a layer is there with its tree.
 func (s *Store) hasLayer(d digest.Digest) error {
 	if err := valid(d); err != nil {
 		return err
 	}
 	var st unix.Stat_t
-	for _, name := range []string{"tree", "fs"} {
-		path := filepath.Join(s.layerPath(d), name)
-		if err := unix.Lstat(path, &st); err != nil {
-			return &fs.PathError{Op: "stat", Path: path, Err: err}
+	// A packed layer that is being unpacked gets its files before it loses
+	// its blob: look for them once more.
+	for _, names := range [][]string{{"tree"}, {"fs", packedBlob, "fs"}} {
+		var err error
+		for _, name := range names {
+			path := s.layerPath(d) + "/" + name
+			if err = unix.Lstat(path, &st); err == nil {
+				break
+			}
+			err = &fs.PathError{Op: "stat", Path: path, Err: err}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

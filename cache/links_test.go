@@ -32,7 +32,7 @@ func TestLinksCountOnce(t *testing.T) {
 				}
 				err = os.WriteFile(at, []byte(strings.Repeat(change, n)), 0o600)
 			} else {
-				err = os.Link(filepath.Join(s.LayerDir(from.Digest), name), at)
+				err = os.Link(filepath.Join(layerDir(t, s, from.Digest), name), at)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -101,7 +101,7 @@ func TestLinksMadeAgain(t *testing.T) {
 		if from.Digest == "" {
 			err = os.WriteFile(big, make([]byte, size), 0o600)
 		} else {
-			err = os.Link(filepath.Join(s.LayerDir(from.Digest), "big"), big)
+			err = os.Link(filepath.Join(layerDir(t, s, from.Digest), "big"), big)
 			d.Links(from.Digest, size)
 		}
 		if err == nil {

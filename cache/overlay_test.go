@@ -73,7 +73,7 @@ func TestOverlay(t *testing.T) {
 		}
 		var lower []string
 		for _, l := range slices.Backward(layers) {
-			lower = append(lower, s.LayerDir(l.Digest))
+			lower = append(lower, layerDir(t, s, l.Digest))
 		}
 		data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=off", strings.Join(lower, ":"), d.FS, d.Work)
 		if tree.OverlayXattr() == "user.overlay.opaque" {

@@ -106,7 +106,7 @@ func helpWrite(root string, _ io.Reader, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		l, err := d.Commit(ctx, t)
+		l, err := commitSomehow(s, d, t, i)
 		if err != nil {
 			return err
 		}
@@ -141,6 +141,18 @@ func helpWrite(root string, _ io.Reader, out io.Writer) error {
 	}
 }
 
+// commitSomehow has each third layer packed, and each sixth unpacked again.
+func commitSomehow(s *Store, d *Draft, t *tree.Tree, i int) (solver.Layer, error) {
+	if i%3 != 0 {
+		return d.Commit(context.Background(), t)
+	}
+	l, _, err := packLayer(s, d.FS, "")
+	if err == nil && i%2 == 0 {
+		_, err = s.LayerDir(context.Background(), l.Digest)
+	}
+	return l, errors.Join(err, d.Discard())
+}
+
 // TestKill kills a writing process at random moments: the next one finds a
 // store that keeps every promise.
 func TestKill(t *testing.T) {
@@ -166,7 +178,10 @@ func TestKill(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = s.Blob(res.Blob)
+			if _, err := s.Blob(res.Blob); err != nil || r.Key[len(r.Key)-1]%2 == 0 {
+				return err // other layers stay packed, until the next process has been killed
+			}
+			_, err = s.LayerDirs(t.Context(), res.Layers)
 			return err
 		})
 		if err != nil {
@@ -353,6 +368,7 @@ func TestFullDisk(t *testing.T) {
 	s := reopen(t, root, Options{})
 	l := putLayer(t, s, map[string]string{"f": "1"})
 	good := save(t, s, "good", solver.Result{Layers: []solver.Layer{l}})
+	packed, _ := mustPack(t, s, filesIn(t, map[string]string{"long": strings.Repeat("x", 1<<16)}), "")
 	drafts := make([]*Draft, 2)
 	for i := range drafts {
 		d, err := s.NewLayer()
@@ -375,8 +391,9 @@ func TestFullDisk(t *testing.T) {
 	before := listNames(t, root)
 	_, commitErr := drafts[0].Commit(t.Context(), &tree.Tree{Entries: []tree.Entry{{Type: tree.Dir, Mode: 0o755}}})
 	_, blobErr := s.PutBlob(make([]byte, 8192))
+	_, unpackErr := s.LayerDir(t.Context(), packed.Digest)
 	for what, err := range map[string]error{
-		"commit": commitErr, "blob": blobErr, "save": s.Save(t.Context(), action("big"), solver.Result{Data: make([]byte, 8192)}),
+		"commit": commitErr, "blob": blobErr, "unpack": unpackErr, "save": s.Save(t.Context(), action("big"), solver.Result{Data: make([]byte, 8192)}),
 	} {
 		if !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("%s on a full disk: %v", what, err)

@@ -35,9 +35,18 @@ func (p *pruning) idleBlobs(ctx context.Context, pins map[string]bool) (*idleBlo
 			b.count(it, 1)
 		}
 	}
+	packed := map[string]*item{} // layers, by their blobs
+	for _, it := range p.items {
+		if it.Kind == KindLayer && it.links.of != "" && it.of == nil {
+			packed[it.links.of.String()] = it
+		}
+	}
 	for _, d := range idle.Blobs {
 		it := &item{Usage: Usage{ID: d.String(), Kind: KindImage}, pin: pinned("image", d), path: p.s.images.Path(d)}
 		if !pins[pinned("blob", d)] && it.stat() {
+			if layer := packed[it.ID]; layer != nil {
+				it.heirs = append(it.heirs, layer)
+			}
 			b.items = append(b.items, it)
 		}
 	}

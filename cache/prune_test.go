@@ -349,7 +349,7 @@ func build(t *testing.T, root string, seed int) {
 			have = append(have, l.Digest)
 		}
 		for _, d := range have {
-			if b, err := os.ReadFile(filepath.Join(s.LayerDir(d), "f")); err != nil || !strings.HasPrefix(string(b), "shared") {
+			if b, err := os.ReadFile(filepath.Join(layerDir(t, s, d), "f")); err != nil || !strings.HasPrefix(string(b), "shared") {
 				t.Errorf("a layer in use: %v", err)
 			}
 		}

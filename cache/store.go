@@ -10,7 +10,7 @@
 //
 //	version            "kiln store 1\n"
 //	images/            an OCI image layout, see package cache/layout
-//	layers/HEX/        a layer: fs/ in overlay form, tree its encoded listing
+//	layers/HEX/        a layer: fs/ in overlay form, tree its encoded listing; see packed.go
 //	actions/HH/HEX     results of actions by key; see record
 //	blobs/HH/HEX       small content by SHA-256, such as listings of selected files
 //	locks/             files on which the locks between processes are

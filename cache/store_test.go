@@ -240,7 +240,7 @@ func TestLayer(t *testing.T) {
 	if l.Digest != tr.Digest() || l.Size != 6 || l.Created.Before(before.Add(-time.Second)) {
 		t.Errorf("got %+v", l)
 	}
-	if b, err := os.ReadFile(filepath.Join(s.LayerDir(l.Digest), "hello")); string(b) != "hello\n" {
+	if b, err := os.ReadFile(filepath.Join(layerDir(t, s, l.Digest), "hello")); string(b) != "hello\n" {
 		t.Errorf("content %q, %v", b, err)
 	}
 	if err := d.Discard(); err != nil {
@@ -347,7 +347,7 @@ func TestPromises(t *testing.T) {
 	var l solver.Layer
 	tests := map[string]func(key digest.Digest){
 		"layer gone":     func(digest.Digest) { os.RemoveAll(s.layerPath(l.Digest)) },
-		"files gone":     func(digest.Digest) { os.RemoveAll(s.LayerDir(l.Digest)) },
+		"files gone":     func(digest.Digest) { os.RemoveAll(layerDir(t, s, l.Digest)) },
 		"tree gone":      func(digest.Digest) { os.Remove(filepath.Join(s.layerPath(l.Digest), "tree")) },
 		"invalidated":    func(digest.Digest) { _ = s.Invalidate(l.Digest) },
 		"blob gone":      func(digest.Digest) { os.Remove(s.hashed("blobs", blob)) },
@@ -477,7 +477,7 @@ func TestPowerLoss(t *testing.T) {
 		}
 	}
 	// What journals keep of files whose content was not written.
-	for _, path := range []string{filepath.Join(again.LayerDir(lost.Digest), "lost"), again.hashed("blobs", lostBlob)} {
+	for _, path := range []string{filepath.Join(layerDir(t, again, lost.Digest), "lost"), again.hashed("blobs", lostBlob)} {
 		if err := os.Truncate(path, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -519,7 +519,7 @@ func TestDoubtful(t *testing.T) {
 	root := t.TempDir()
 	s := reopen(t, root, Options{BootID: "first"})
 	l := putLayer(t, s, map[string]string{"f": "1"})
-	if err := os.Truncate(filepath.Join(s.LayerDir(l.Digest), "f"), 0); err != nil {
+	if err := os.Truncate(filepath.Join(layerDir(t, s, l.Digest), "f"), 0); err != nil {
 		t.Fatal(err)
 	}
 	closeTest(t, s)
@@ -627,4 +627,14 @@ func TestTopDir(t *testing.T) {
 	if _, _, err := s.TopDir([]solver.Layer{{Digest: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}}); err == nil {
 		t.Error("a layer that is not there has a root")
 	}
+}
+
+// layerDir is where a layer's files are.
+func layerDir(t testing.TB, s *Store, d digest.Digest) string {
+	t.Helper()
+	dir, err := s.LayerDir(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }

@@ -61,7 +61,7 @@ type item struct {
 	slot     mountSlot
 	links    links   // of layers
 	of       *item   // the layer whose files they are, nil where it is gone
-	heirs    []*item // layers that have links of this one's files
+	heirs    []*item // layers that have links of this one's files, or of this blob
 }
 
 // Usage lists everything in the store. What is made or removed meanwhile may
@@ -204,13 +204,32 @@ func (s *Store) layerItems(ctx context.Context) ([]*item, error) {
 		it.LastUsed = it.Created
 		if unix.Stat(treePath, &listing) == nil {
 			it.LastUsed = time.Unix(listing.Mtim.Unix())
-			it.Size = listing.Blocks*512 + layerSize(treePath)
-			it.links = readLinks(it.path)
+			if it.Size = listing.Blocks * 512; !s.packedItem(it) {
+				it.Size += layerSize(treePath)
+				it.links = readLinks(it.path)
+			}
 		}
 		items = append(items, it)
 	}
 	countOnce(items)
 	return items, nil
+}
+
+// packedItem tells of a packed layer what its blob takes, which counts as the
+// layer's once the image layout does not have it any more.
+func (s *Store) packedItem(it *item) bool {
+	var own, images unix.Stat_t
+	if exists(it.path+"/fs") || unix.Lstat(it.path+"/"+packedBlob, &own) != nil {
+		return false
+	}
+	sum, _ := os.ReadFile(it.path + "/" + packedSum)
+	blob := digest.NewDigestFromEncoded(digest.SHA256, strings.TrimSpace(string(sum)))
+	if valid(blob) == nil && unix.Lstat(s.images.Path(blob), &images) == nil && images.Ino == own.Ino && images.Dev == own.Dev {
+		it.links = links{blob, own.Blocks * 512}
+	} else {
+		it.Size += own.Blocks * 512
+	}
+	return true
 }
 
 // layerSize is what the head of a tree tells.

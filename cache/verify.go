@@ -110,7 +110,13 @@ func (s *Store) verifyLayer(ctx context.Context, d digest.Digest, x extent) (pat
 	if got := want.Digest(); got != d {
 		return "", fmt.Sprintf("its tree is that of layer %s", got), nil
 	}
-	got, err := tree.Scan(ctx, s.LayerDir(d), tree.ScanOptions{})
+	if s.Packed(d) {
+		what, err = s.verifyPacked(d)
+		if !errors.Is(err, fs.ErrNotExist) { // else it was unpacked meanwhile
+			return "", what, err
+		}
+	}
+	got, err := tree.Scan(ctx, s.layerPath(d)+"/fs", tree.ScanOptions{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", "its files are missing", nil
 	}
@@ -131,7 +137,7 @@ func compare(want, got *tree.Tree, x extent) (path, what string) {
 		isDevice := func(e tree.Entry) bool { return e.Type == tree.Char || e.Type == tree.Block }
 		have, should = slices.DeleteFunc(slices.Clone(have), isDevice), slices.DeleteFunc(slices.Clone(should), isDevice)
 	}
-	if len(have) > 0 && (len(should) == 0 || should[0].Path != "") {
+	if len(have) > 0 && have[0].Path == "" && (len(should) == 0 || should[0].Path != "") {
 		have = have[1:]
 	}
 	for i := range max(len(have), len(should)) {

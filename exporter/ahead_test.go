@@ -94,7 +94,7 @@ func TestFeedAhead(t *testing.T) {
 				continue
 			}
 			b := feed.Next([]*tree.Entry{e})
-			data, err := os.ReadFile(filepath.Join(s.LayerDir(layer.Digest), e.Path))
+			data, err := os.ReadFile(filepath.Join(storetest.Dir(t, s, layer.Digest), e.Path))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -107,14 +107,14 @@ func TestFeedAhead(t *testing.T) {
 		e := &Exporter{Store: s, Stdout: &stdout}
 		dir := t.TempDir()
 		o := Output{Type: TypeOCI, Dest: filepath.Join(dir, "a.tar")}
-		kept := func() error {
+		kept := func(blob.Blob) error {
 			if what == "not kept" {
 				return errors.New("it did not come about")
 			}
 			return nil
 		}
 		open := func(*tree.Entry) (io.ReadCloser, error) { return nil, errors.New("all files are small") }
-		err = e.Feed(t.Context(), o, what != "not the top", tr, archive.PackOptions{Feed: feed, Open: open}, kept)
+		_, err = e.Feed(t.Context(), o, what != "not the top", tr, archive.PackOptions{Feed: feed, Open: open}, kept)
 		if (err == nil) != (what != "not kept") {
 			t.Errorf("%s: %v", what, err)
 		}

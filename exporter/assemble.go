@@ -210,14 +210,13 @@ func (e *Exporter) Prepare(ctx context.Context, o Output, stack []solver.Layer, 
 // Feed makes the blob of a layer while that is being made, for an output that
 // is no files: see [blob.Maker.Feed]. top says that it is the top layer of the
 // first image, with which archives begin. Close must be called.
-func (e *Exporter) Feed(ctx context.Context, o Output, top bool, t *tree.Tree, from archive.PackOptions, kept func() error) error {
+func (e *Exporter) Feed(ctx context.Context, o Output, top bool, t *tree.Tree, from archive.PackOptions, kept func(blob.Blob) error) (blob.Blob, error) {
 	l := solver.Layer{Digest: t.Digest(), Size: t.Size(), Created: time.Now().UTC().Round(0)}
 	m := e.blobs()
 	if h := e.head(o); top && h != nil {
 		m.Beside = h
 	}
-	_, err := m.Feed(ctx, l, t, from, e.form(o).Layers, e.Epoch, kept)
-	return err
+	return m.Feed(ctx, l, t, from, e.form(o).Layers, e.Epoch, kept)
 }
 
 // mediaType is a layer's in the family that the manifest is of. The blob is

@@ -353,7 +353,7 @@ func TestCorruptLayer(t *testing.T) {
 	for _, typ := range []Type{TypeImage, TypeTar, TypeLocal} {
 		s := storetest.Open(t)
 		in := image(t, s)
-		path := filepath.Join(s.LayerDir(in.Output.Layers[0].Digest), "d/f")
+		path := filepath.Join(storetest.Dir(t, s, in.Output.Layers[0].Digest), "d/f")
 		if err := os.WriteFile(path, []byte("CONTENT"), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -91,11 +91,15 @@ func (r *rootFS) close() {
 
 // root is the directory of a layer, which nothing that is opened in it
 // leaves.
-func (r *rootFS) root(layer int) (*os.Root, error) {
+func (r *rootFS) root(ctx context.Context, layer int) (*os.Root, error) {
 	if root := r.roots[layer]; root != nil {
 		return root, nil
 	}
-	root, err := os.OpenRoot(r.e.Store.LayerDir(r.layers[layer].Digest))
+	dir, err := r.e.Store.LayerDir(ctx, r.layers[layer].Digest)
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +174,7 @@ func (r *rootFS) copyContent(ctx context.Context, w io.Writer, e tree.Entry, lay
 	corrupt := func(reason string) error {
 		return &archive.CorruptError{Path: e.Path, Layer: d, Reason: reason}
 	}
-	root, err := r.root(layer)
+	root, err := r.root(ctx, layer)
 	if err != nil {
 		return err
 	}

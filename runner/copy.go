@@ -28,7 +28,7 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 	}
 	p := newPlan(&facts, chmod)
 	for i, in := range a.Inputs[1:] {
-		s, err := r.selected(in, &a.Using[i])
+		s, err := r.selected(ctx, in, &a.Using[i])
 		if err != nil {
 			return solver.Result{}, err
 		}
@@ -41,34 +41,53 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 	if err != nil {
 		return solver.Result{}, err
 	}
-	draft, err := r.Store.NewLayer()
-	if err != nil {
-		return solver.Result{}, err
-	}
-	defer draft.Discard()
 	var last *lastLayer
-	var fed *feed
+	var fed *Packing
 	if len(p.archives) == 0 { // which could change files in place
-		last = r.lastLayer(ctx, a, len(p.entries))
 		fed = r.feed(a, p, t)
-	}
-	err = p.write(ctx, draft.FS, t, last, fed)
-	fed.end(err)
-	if err == nil {
-		t, err = r.unpackInto(ctx, p, draft.FS, t, a.Below)
+		last = r.lastLayer(ctx, a, len(p.entries), fed.alone())
 	}
 	var l solver.Layer
-	if err == nil {
-		last.tell(draft)
-		l, err = draft.Commit(ctx, t)
+	packed := false
+	// Where somebody wanted the files of the last one, as who runs what he
+	// builds, these are made at once, most of them links.
+	if fed.alone() && !last.hasFiles() {
+		l, packed, err = r.pack(ctx, p, t, fed)
+		fed = nil
 	}
-	fed.settle(err == nil && !draft.Found)
+	if !packed && err == nil {
+		l, t, err = r.write(ctx, p, t, last, fed, a.Below)
+	}
 	if err != nil {
 		return solver.Result{}, err
 	}
 	last.replace(l.Digest)
 	l.Traceable = p.traceable(t)
 	return stack([]solver.Layer{l}), nil
+}
+
+// write makes the planned layer t of files, and returns its listing with what
+// archives brought.
+func (r *Runner) write(ctx context.Context, p *plan, t *tree.Tree, last *lastLayer, fed *Packing, below *solver.Output) (solver.Layer, *tree.Tree, error) {
+	var l solver.Layer
+	draft, err := r.Store.NewLayer()
+	if err != nil {
+		fed.end(err)
+		fed.settle(false)
+		return l, t, err
+	}
+	defer draft.Discard()
+	err = p.write(ctx, draft.FS, t, last, fed)
+	fed.end(err)
+	if err == nil {
+		t, err = r.unpackInto(ctx, p, draft.FS, t, below)
+	}
+	if err == nil {
+		last.tell(draft)
+		l, err = draft.Commit(ctx, t)
+	}
+	fed.settle(err == nil && !draft.Found)
+	return l, t, err
 }
 
 // plan is a layer to be written: a consistent tree, and where the bytes of
@@ -267,7 +286,9 @@ func (r *Runner) unpackInto(ctx context.Context, p *plan, dir string, t *tree.Tr
 		if o.Lower, err = r.Store.Index(below.Layers); err != nil {
 			return nil, err
 		}
-		o.LowerDirs = r.lower(below.Layers)
+		if o.LowerDirs, err = r.Store.LayerDirs(ctx, below.Layers); err != nil {
+			return nil, err
+		}
 	}
 	if p.facts.UID != nil {
 		o.Owner = &archive.Owner{UID: *p.facts.UID, GID: *p.facts.GID}

@@ -325,7 +325,7 @@ func TestHardLinksAndAttributes(t *testing.T) {
 	c := copying{from: from, sel: op.Select{Sources: []string{"/a"}}, dst: "/b", chown: "4"}
 	out := b.build(c.vertex())
 	wantLines(t, "linked", b.list(out), "d 755 4:4 b", "f 644 4:4 b/one linked", "f 755 4:4 b/ping [capable]", "h 644 4:4 b/two b/one", "d 755 4:4 b/z", "h 644 4:4 b/z/three b/one")
-	dir := b.store.LayerDir(out.Layers[len(out.Layers)-1].Digest)
+	dir := layerDir(t, b.store, out.Layers[len(out.Layers)-1].Digest)
 	var one, three unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, "b/one"), &one); err != nil {
 		t.Fatal(err)
@@ -350,7 +350,7 @@ func TestHardLinksAndAttributes(t *testing.T) {
 		t.Fatal(err)
 	}
 	out = b.build(copyTo("/ping", "ping").vertex())
-	dir = b.store.LayerDir(out.Layers[0].Digest)
+	dir = layerDir(t, b.store, out.Layers[0].Digest)
 	if n, err := unix.Lgetxattr(filepath.Join(dir, "ping"), "security.capability", buf); err == nil {
 		t.Errorf("capability %x of a local file", buf[:n])
 	}

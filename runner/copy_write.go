@@ -47,7 +47,7 @@ func (p *plan) all(ctx context.Context, dir string) (*tree.Tree, error) {
 
 // write makes the planned tree t below dir, which is empty. Files that the
 // last layer of its kind has are linked from there. What is read is fed.
-func (p *plan) write(ctx context.Context, dir string, t *tree.Tree, last *lastLayer, feed *feed) error {
+func (p *plan) write(ctx context.Context, dir string, t *tree.Tree, last *lastLayer, feed *Packing) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * runtime.NumCPU())
 	var err error

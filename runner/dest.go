@@ -31,7 +31,7 @@ func (r *Runner) dest(ctx context.Context, a *solver.Action, o op.Dest) (solver.
 		if unpack {
 			using = &a.Using[i]
 		}
-		s, err := r.selected(in, using)
+		s, err := r.selected(ctx, in, using)
 		if err != nil {
 			return solver.Result{}, err
 		}
@@ -50,7 +50,7 @@ func (r *Runner) dest(ctx context.Context, a *solver.Action, o op.Dest) (solver.
 		facts.Root = root.Digest
 	}
 	if o.Owner != "" {
-		acc, err := r.accounts(root.Layers, idx)
+		acc, err := r.accounts(ctx, root.Layers, idx)
 		if err != nil {
 			return solver.Result{}, err
 		}

@@ -113,7 +113,7 @@ func (x *execution) prepare(ctx context.Context) error {
 	if x.index, err = x.r.Store.Index(x.root); err != nil {
 		return err
 	}
-	acc, err := x.r.accounts(x.root, x.index)
+	acc, err := x.r.accounts(ctx, x.root, x.index)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,10 @@ func (x *execution) prepare(ctx context.Context) error {
 	if err := sameRoot(x.draft.FS, x.index); err != nil {
 		return err
 	}
-	lower := x.r.lower(x.root)
+	lower, err := x.r.Store.LayerDirs(ctx, x.root)
+	if err != nil {
+		return err
+	}
 	x.startTrace(lower)
 	root, err := x.mountStack(lower, x.draft.FS, x.draft.Work)
 	if err != nil {

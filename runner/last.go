@@ -39,9 +39,9 @@ const linkMin = 64
 var position = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(` ?\d+/\d+\] `) })
 
 // lastLayer finds the layer that the step of this name made from the same
-// context.
-func (r *Runner) lastLayer(ctx context.Context, a *solver.Action, files int) *lastLayer {
-	if files < linkMin || a.Step == nil || a.Step.Name == "" {
+// context. packed says that it would matter, too, if that has files at all.
+func (r *Runner) lastLayer(ctx context.Context, a *solver.Action, files int, packed bool) *lastLayer {
+	if files < linkMin && !packed || a.Step == nil || a.Step.Name == "" {
 		return nil
 	}
 	l := &lastLayer{store: r.Store, name: r.Contexts[mainContext].Dir + "\x00" + position().ReplaceAllString(a.Step.Name, "] ")}
@@ -49,12 +49,22 @@ func (r *Runner) lastLayer(ctx context.Context, a *solver.Action, files int) *la
 		l.name = abs
 	}
 	if layer, ok := r.Store.Recall(ctx, l.name); ok {
-		if t, err := r.Store.Tree(layer.Digest); err == nil {
-			l.layer, l.tree, l.dir = layer.Digest, t, r.Store.LayerDir(layer.Digest)
+		if r.Store.Packed(layer.Digest) {
+			return l
+		}
+		t, err := r.Store.Tree(layer.Digest)
+		if err == nil {
+			l.dir, err = r.Store.LayerDir(ctx, layer.Digest)
+		}
+		if err == nil {
+			l.layer, l.tree = layer.Digest, t
 		}
 	}
 	return l
 }
+
+// hasFiles reports whether there is a last layer, and not only its blob.
+func (l *lastLayer) hasFiles() bool { return l != nil && l.tree != nil }
 
 // lastDir is a directory of the last layer, and the one that is being made in
 // its place. Nil has no files.

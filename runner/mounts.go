@@ -164,7 +164,11 @@ func (x *execution) bind(ctx context.Context, m op.Mount) error {
 			return err
 		}
 	}
-	root, err := x.mountStack(x.r.lower(layers), upper, work)
+	lower, err := x.r.Store.LayerDirs(ctx, layers)
+	if err != nil {
+		return err
+	}
+	root, err := x.mountStack(lower, upper, work)
 	if err != nil {
 		return err
 	}
@@ -175,7 +179,7 @@ func (x *execution) bind(ctx context.Context, m op.Mount) error {
 // bindSource is the stack and the path in it that a mount shows.
 func (x *execution) bindSource(ctx context.Context, m op.Mount) ([]solver.Layer, string, error) {
 	using := x.a.Using[m.Using]
-	s, err := x.r.selected(x.a.Inputs[m.Input], &using)
+	s, err := x.r.selected(ctx, x.a.Inputs[m.Input], &using)
 	if err != nil {
 		return nil, "", err
 	}
@@ -249,7 +253,11 @@ func (x *execution) fill(ctx context.Context, dir string, layers []solver.Layer,
 	if err != nil {
 		return err
 	}
-	s := &selection{tree: t, from: &layerFiles{index: idx, dirs: x.r.lower(layers)}}
+	dirs, err := x.r.Store.LayerDirs(ctx, layers)
+	if err != nil {
+		return err
+	}
+	s := &selection{tree: t, from: &layerFiles{index: idx, dirs: dirs}}
 	p := newPlan(&op.Facts{Path: "/", Dir: true}, chmod{})
 	for i := range t.Entries {
 		e := t.Entries[i]

@@ -141,26 +141,17 @@ func (r *Runner) emptyDir() (string, error) {
 	return r.empty, r.emptyErr
 }
 
-// lower are the directories of a stack, bottom first.
-func (r *Runner) lower(layers []solver.Layer) []string {
-	dirs := make([]string, len(layers))
-	for i, l := range layers {
-		dirs[i] = r.Store.LayerDir(l.Digest)
-	}
-	return dirs
-}
-
 // ReadFile reads a small file of a stack, following links inside it.
-func (r *Runner) ReadFile(layers []solver.Layer, path string) ([]byte, error) {
+func (r *Runner) ReadFile(ctx context.Context, layers []solver.Layer, path string) ([]byte, error) {
 	idx, err := r.Store.Index(layers)
 	if err != nil {
 		return nil, err
 	}
-	return r.readFile(layers, idx, path)
+	return r.readFile(ctx, layers, idx, path)
 }
 
 // readFile reads a small file of a stack, following links inside it.
-func (r *Runner) readFile(layers []solver.Layer, idx *tree.Index, path string) ([]byte, error) {
+func (r *Runner) readFile(ctx context.Context, layers []solver.Layer, idx *tree.Index, path string) ([]byte, error) {
 	resolved, e, at, err := idx.Resolve(path, true)
 	if err != nil {
 		return nil, err
@@ -172,5 +163,9 @@ func (r *Runner) readFile(layers []solver.Layer, idx *tree.Index, path string) (
 		return nil, fmt.Errorf("/%s is too large: %d bytes", resolved, e.Size)
 	}
 	// In its own layer the entry's path has no links.
-	return os.ReadFile(filepath.Join(r.Store.LayerDir(layers[at].Digest), resolved))
+	dir, err := r.Store.LayerDir(ctx, layers[at].Digest)
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(filepath.Join(dir, resolved))
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"kiln.build/cache"
@@ -164,7 +165,7 @@ func (b *bed) list(out solver.Output) []string {
 	lines := []string{}
 	err = idx.Walk("", func(e tree.Entry, layer int) error {
 		if e.Path != "" {
-			at := filepath.Join(b.store.LayerDir(out.Layers[layer].Digest), e.Path)
+			at := filepath.Join(layerDir(b.t, b.store, out.Layers[layer].Digest), e.Path)
 			b.onDisk(at, &e)
 			lines = append(lines, line(&e, at))
 		}
@@ -187,7 +188,7 @@ func (b *bed) layer(out solver.Output) []string {
 	lines := []string{}
 	for i := range t.Entries {
 		e := &t.Entries[i]
-		at := filepath.Join(b.store.LayerDir(top.Digest), e.Path)
+		at := filepath.Join(layerDir(b.t, b.store, top.Digest), e.Path)
 		b.onDisk(at, e)
 		lines = append(lines, line(e, at))
 	}
@@ -452,4 +453,14 @@ func wantError(t testing.TB, what string, err error, want ...string) {
 			t.Errorf("%s: %q, want %q in it", what, err, w)
 		}
 	}
+}
+
+// layerDir is where a layer's files are.
+func layerDir(t testing.TB, s *cache.Store, d digest.Digest) string {
+	t.Helper()
+	dir, err := s.LayerDir(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }

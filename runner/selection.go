@@ -100,7 +100,7 @@ func (r *Runner) Listing(out solver.Output) *tree.Tree {
 
 // selected finds a selection again: one of this build, or the listing that
 // an earlier build saved, whose files are in the stack it was chosen from.
-func (r *Runner) selected(out solver.Output, using *solver.Output) (*selection, error) {
+func (r *Runner) selected(ctx context.Context, out solver.Output, using *solver.Output) (*selection, error) {
 	if out.Result.Blob == "" {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -123,7 +123,11 @@ func (r *Runner) selected(out solver.Output, using *solver.Output) (*selection, 
 		if err != nil {
 			return nil, err
 		}
-		s.from = &layerFiles{index: idx, dirs: r.lower(using.Layers)}
+		dirs, err := r.Store.LayerDirs(ctx, using.Layers)
+		if err != nil {
+			return nil, err
+		}
+		s.from = &layerFiles{index: idx, dirs: dirs}
 	}
 	return s, nil
 }

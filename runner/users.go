@@ -2,6 +2,7 @@ package runner
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,16 +31,16 @@ type accounts struct {
 
 // accounts reads the passwd and group files of a stack. Missing files have
 // nobody in them.
-func (r *Runner) accounts(layers []solver.Layer, idx *tree.Index) (*accounts, error) {
+func (r *Runner) accounts(ctx context.Context, layers []solver.Layer, idx *tree.Index) (*accounts, error) {
 	var a accounts
-	passwd, err := r.readFile(layers, idx, "etc/passwd")
+	passwd, err := r.readFile(ctx, layers, idx, "etc/passwd")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	if a.users, err = user.ParsePasswd(bytes.NewReader(passwd)); err != nil {
 		return nil, fmt.Errorf("/etc/passwd: %w", err)
 	}
-	group, err := r.readFile(layers, idx, "etc/group")
+	group, err := r.readFile(ctx, layers, idx, "etc/group")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -79,12 +80,12 @@ func (a *accounts) group(name string) (int, bool) {
 // LookupUser finds out who a USER text means in a stack: "name", "uid",
 // either with ":group", or empty for root. A name without a group has the
 // supplementary groups of the group file; a uid that no one has gets group 0.
-func (r *Runner) LookupUser(layers []solver.Layer, text string) (User, error) {
+func (r *Runner) LookupUser(ctx context.Context, layers []solver.Layer, text string) (User, error) {
 	idx, err := r.Store.Index(layers)
 	if err != nil {
 		return User{}, err
 	}
-	a, err := r.accounts(layers, idx)
+	a, err := r.accounts(ctx, layers, idx)
 	if err != nil {
 		return User{}, err
 	}

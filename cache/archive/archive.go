@@ -42,7 +42,10 @@ type CorruptError struct {
 }
 
 func (e *CorruptError) Error() string {
-	if e.Layer == "" {
+	switch {
+	case e.Path == "":
+		return fmt.Sprintf("layer %s is corrupt: %s", e.Layer, e.Reason)
+	case e.Layer == "":
 		return fmt.Sprintf("file %q is corrupt: %s", e.Path, e.Reason)
 	}
 	return fmt.Sprintf("file %q of layer %s is corrupt: %s", e.Path, e.Layer, e.Reason)

@@ -186,7 +186,10 @@ func (s *sink) layer(l solver.Layer) {
 	if err != nil {
 		return
 	}
-	err = s.put(l.Digest, func(w io.Writer) error { return archive.WriteLayer(s.ctx, w, s.store.LayerDir(l.Digest), t) })
+	dir, err := s.store.LayerDir(s.ctx, l.Digest)
+	if err == nil {
+		err = s.put(l.Digest, func(w io.Writer) error { return archive.WriteLayer(s.ctx, w, dir, t) })
+	}
 	var corrupt *archive.CorruptError
 	if errors.As(err, &corrupt) {
 		_ = s.store.Invalidate(l.Digest)

@@ -3,11 +3,15 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	"kiln.build/cache/archive"
 	"kiln.build/cache/tree"
+	"kiln.build/exporter/blob"
 	"kiln.build/solver"
+	"kiln.build/solver/op"
 )
 
 type runnerFunc func(context.Context, *solver.Action) (solver.Result, error)
@@ -81,23 +85,64 @@ func TestAheadPacks(t *testing.T) {
 			var err error
 			a := &ahead{
 				last: map[*solver.Step]bool{last: true}, final: map[*solver.Step]bool{final: true}, slow: c.slow, top: last,
-				pack: func(top bool, layer *tree.Tree, from archive.PackOptions, kept func() error) error {
+				pack: func(top bool, layer *tree.Tree, from archive.PackOptions, kept func(blob.Blob) error) (blob.Blob, error) {
 					if top != (c.step == last) {
 						t.Errorf("case %d: top layer: %t", i, top)
 					}
-					packed, err = layer, kept()
-					return err
+					packed, err = layer, kept(blob.Blob{})
+					return blob.Blob{}, err
 				},
 				cancel: func() {},
 			}
-			f, settle := a.packer(&solver.Action{Step: c.step}, c.t, nil)
-			if f != nil {
-				settle(kept)
+			k := a.packer(&solver.Action{Step: c.step}, c.t, nil)
+			if k != nil {
+				k.Kept(kept)
 			}
 			a.Close(nil)
-			if (f != nil) != c.want || c.want && (packed != c.t || (err == nil) != kept) {
-				t.Errorf("case %d: feed %v, packed %v, %v", i, f, packed, err)
+			if (k != nil) != c.want || c.want && (packed != c.t || (err == nil) != kept) {
+				t.Errorf("case %d: feed %v, packed %v, %v", i, k, packed, err)
 			}
+		}
+	}
+}
+
+// TestFilesRead asks of some graphs whose files are looked at.
+func TestFilesRead(t *testing.T) {
+	step := func(name string, o solver.Op, below *solver.Vertex, inputs ...*solver.Vertex) *solver.Vertex {
+		return &solver.Vertex{Op: o, Step: &solver.Step{Name: name}, Below: below, Inputs: inputs}
+	}
+	copying := func(name string, o op.Copy, below, using *solver.Vertex) *solver.Vertex {
+		sel := &solver.Vertex{Op: op.Select{}, Inputs: []*solver.Vertex{using}}
+		dest := &solver.Vertex{Op: op.Dest{}, Inputs: []*solver.Vertex{below, sel}}
+		v := step(name, o, below, dest, sel)
+		v.Using = []*solver.Vertex{using}
+		return v
+	}
+	base, other := step("base", op.Image{}, nil), step("other", op.Image{}, nil)
+	context := &solver.Vertex{Op: op.Select{}}
+	first := copying("first", op.Copy{}, base, context)
+	last := copying("last", op.Copy{}, first, context)
+	from := copying("from", op.Copy{}, other, first)
+	for name, c := range map[string]struct {
+		targets []*solver.Vertex
+		want    string
+	}{
+		"copies alone":             {[]*solver.Vertex{last}, ""},
+		"a directory on top":       {[]*solver.Vertex{step("mkdir", op.Mkdir{}, last, last)}, ""},
+		"a step on top":            {[]*solver.Vertex{step("run", op.Exec{}, last, last)}, "base first last"},
+		"a step in between":        {[]*solver.Vertex{copying("last", op.Copy{}, step("run", op.Exec{}, first, first), context)}, "base first"},
+		"a copy of it":             {[]*solver.Vertex{from}, "base first"},
+		"both":                     {[]*solver.Vertex{last, from}, "base first"},
+		"an archive is unpacked":   {[]*solver.Vertex{copying("add", op.Copy{Unpack: true}, last, context)}, "base first last"},
+		"another step looks at it": {[]*solver.Vertex{step("run", op.Exec{}, other, other, first)}, "base first other"},
+	} {
+		var got []string
+		for s := range filesRead(c.targets) {
+			got = append(got, s.Name)
+		}
+		slices.Sort(got)
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %v, want %s", name, got, c.want)
 		}
 	}
 }

@@ -250,7 +250,7 @@ func (b *builder) fetchInput(ctx context.Context, args map[string]string) error 
 		names = []string{"Dockerfile", "dockerfile"}
 	}
 	for _, name := range names {
-		in.dockerfile, err = b.runner.ReadFile(out.Layers, strings.TrimPrefix(path.Clean("/"+name), "/"))
+		in.dockerfile, err = b.runner.ReadFile(ctx, out.Layers, strings.TrimPrefix(path.Clean("/"+name), "/"))
 		if err == nil {
 			in.name = name
 			return nil
@@ -317,7 +317,8 @@ func (b *builder) fetchFile(ctx context.Context, o op.HTTP) (file string, sum di
 	if !ok {
 		return "", "", fmt.Errorf("%s was not fetched", op.Redacted(o.URL))
 	}
-	return filepath.Join(b.store.LayerDir(out.Layers[0].Digest), o.Name), e.Digest, nil
+	dir, err := b.store.LayerDir(ctx, out.Layers[0].Digest)
+	return filepath.Join(dir, o.Name), e.Digest, err
 }
 
 // evaluate performs an op that stands alone.

@@ -49,7 +49,11 @@ func (a *app) imageRoot(ctx context.Context, store *cache.Store, name string, f 
 		fmt.Fprintf(a.stderr, "WARNING: The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested\n",
 			platforms.Format(platforms.Normalize(have)), platforms.Format(p))
 	}
-	root.layers, err = r.Unpack(ctx, name, layers)
+	if root.layers, err = r.Unpack(ctx, name, layers); err != nil {
+		return nil, err
+	}
+	// What a container is of must be there before all is made safe for it.
+	_, err = store.LayerDirs(ctx, root.layers)
 	return root, err
 }
 

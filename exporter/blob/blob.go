@@ -157,16 +157,17 @@ func (m *Maker) Pack(ctx context.Context, layers []solver.Layer, i int, f Form, 
 
 // Feed returns the blob of a layer, the listing t, while it is being made:
 // the contents of its files come with from. At the end kept is asked whether
-// the layer became what was fed; without that nothing is remembered. The
-// layer's blob must not depend on those below: see [Alone].
-func (m *Maker) Feed(ctx context.Context, l solver.Layer, t *tree.Tree, from archive.PackOptions, f Form, epoch *time.Time, kept func() error) (Blob, error) {
+// the layer became what was fed; without that nothing is remembered. It is not
+// asked where there is such a blob already. The layer's blob must not depend on
+// those below: see [Alone].
+func (m *Maker) Feed(ctx context.Context, l solver.Layer, t *tree.Tree, from archive.PackOptions, f Form, epoch *time.Time, kept func(Blob) error) (Blob, error) {
 	defer from.Feed.Stop()
 	from.Epoch, from.Layer = epoch, l.Digest
 	p := pack{layer: l.Digest, form: f, epoch: epoch}
 	return m.once(ctx, p, func() (Blob, error) {
 		b, err := m.packBlob(ctx, p, t, from)
 		if err == nil {
-			err = kept()
+			err = kept(b)
 		}
 		if err == nil {
 			m.rememberLayer(ctx, l, t, nil, b.DiffID)
@@ -177,6 +178,10 @@ func (m *Maker) Feed(ctx context.Context, l solver.Layer, t *tree.Tree, from arc
 
 // Alone reports whether the blob of a layer is the same on any stack.
 func Alone(t *tree.Tree) bool { return !dependsOnLower(t) }
+
+// Same reports whether unpacking the blob of such a layer gives the layer
+// itself, wherever it lies.
+func Same(t *tree.Tree) bool { return same(t, nil) }
 
 // pack makes the blob of a layer.
 func (m *Maker) pack(ctx context.Context, p pack, l solver.Layer, t *tree.Tree, o archive.PackOptions) (Blob, error) {
@@ -211,7 +216,14 @@ func (m *Maker) packBlob(ctx context.Context, p pack, t *tree.Tree, o archive.Pa
 		m.Beside.Restart()
 		pb.Beside = m.Beside
 	}
-	desc, diffID, err := archive.PackBlob(ctx, m.Store.Images(), m.Store.LayerDir(p.layer), t, pb)
+	dir := ""
+	if o.Feed == nil {
+		var err error
+		if dir, err = m.Store.LayerDir(ctx, p.layer); err != nil {
+			return Blob{}, err
+		}
+	}
+	desc, diffID, err := archive.PackBlob(ctx, m.Store.Images(), dir, t, pb)
 	if err == nil && m.Beside != nil {
 		m.Beside.Finish(desc)
 	}

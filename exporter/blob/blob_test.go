@@ -94,7 +94,7 @@ func TestPackRemembered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.RemoveAll(s.LayerDir(stack[top].Digest)); err != nil {
+		if err := os.RemoveAll(storetest.Dir(t, s, stack[top].Digest)); err != nil {
 			t.Fatal(err)
 		}
 		again, err := m.Pack(t.Context(), stack, top, Form{}, nil)
@@ -119,7 +119,7 @@ func TestFeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	feed := func(m Maker, kept func() error) (Blob, error) {
+	feed := func(m Maker, kept func(Blob) error) (Blob, error) {
 		f := archive.NewFeed(2)
 		go func() {
 			for _, e := range []string{"d/f content", "g more"} {
@@ -137,14 +137,14 @@ func TestFeed(t *testing.T) {
 	}
 	none := errors.New("no layer")
 	other := Maker{Store: storetest.Open(t)}
-	if _, err := feed(other, func() error { return none }); !errors.Is(err, none) {
+	if _, err := feed(other, func(Blob) error { return none }); !errors.Is(err, none) {
 		t.Errorf("the layer did not come about: %v", err)
 	}
 	count := 0
 	if err := other.Store.Records(t.Context(), func(*cache.Record) error { count++; return nil }); err != nil || count > 0 {
 		t.Errorf("%d actions are remembered, %v", count, err)
 	}
-	fed, err := feed(other, func() error { return nil })
+	fed, err := feed(other, func(Blob) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestFeed(t *testing.T) {
 	if err != nil || fed.Descriptor.Digest != want.Descriptor.Digest || fed.DiffID != want.DiffID {
 		t.Errorf("fed %v, packed %v, %v", fed, want, err)
 	}
-	again, err := feed(other, func() error { t.Error("it is made again"); return nil })
+	again, err := feed(other, func(Blob) error { t.Error("it is made again"); return nil })
 	if err != nil || again.Descriptor.Digest != fed.Descriptor.Digest {
 		t.Errorf("again: %v, %v", again, err)
 	}
@@ -195,7 +195,7 @@ func TestPackKnownAsUnpacked(t *testing.T) {
 func TestPackCorrupt(t *testing.T) {
 	s := storetest.Open(t)
 	l := storetest.Layer(t, s, "f content")
-	path := filepath.Join(s.LayerDir(l.Digest), "f")
+	path := filepath.Join(storetest.Dir(t, s, l.Digest), "f")
 	if err := os.WriteFile(path, []byte("CONTENT"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestPackCorrupt(t *testing.T) {
 	if !errors.As(err, &corrupt) || corrupt.Path != "f" {
 		t.Fatalf("got %v", err)
 	}
-	if _, err := os.Stat(s.LayerDir(l.Digest)); err == nil {
+	if _, err := os.Stat(storetest.Dir(t, s, l.Digest)); err == nil {
 		t.Error("the layer is still there")
 	}
 }

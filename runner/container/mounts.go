@@ -23,7 +23,7 @@ func (r *run) mounts(ctx context.Context) error {
 		if err := r.c.fill(ctx, r.root, b); err != nil {
 			return err
 		}
-		m, err := r.bind(b)
+		m, err := r.bind(ctx, b)
 		if err != nil {
 			return err
 		}
@@ -41,10 +41,10 @@ func (r *run) mounts(ctx context.Context) error {
 }
 
 // bind is the mount of a folder or file of this machine.
-func (r *run) bind(b Bind) (sandbox.Mount, error) {
+func (r *run) bind(ctx context.Context, b Bind) (sandbox.Mount, error) {
 	m := sandbox.Mount{Target: b.Target, Source: b.Source, Recursive: !b.Alone, ReadOnly: b.ReadOnly, Propagation: b.Propagation}
 	if b.Image != "" {
-		return r.imageMount(b)
+		return r.imageMount(ctx, b)
 	}
 	if _, err := os.Stat(b.Source); err != nil {
 		return m, fmt.Errorf("bind source path does not exist: %s", b.Source)
@@ -105,13 +105,13 @@ func (r *run) cloneTree(at *os.File, recursive bool) (*os.File, error) {
 
 // imageMount is the mount of an image's files, which nobody can change. Its
 // layers are pinned with those of the container.
-func (r *run) imageMount(b Bind) (sandbox.Mount, error) {
+func (r *run) imageMount(ctx context.Context, b Bind) (sandbox.Mount, error) {
 	m := sandbox.Mount{Target: b.Target, ReadOnly: true}
 	var o overlay.Options
-	for _, l := range b.Layers {
-		o.Lower = append(o.Lower, r.m.Store.LayerDir(l.Digest))
-	}
 	var err error
+	if o.Lower, err = r.m.Store.LayerDirs(ctx, b.Layers); err != nil {
+		return m, err
+	}
 	if o.Empty, err = r.m.Store.Scratch("empty"); err != nil {
 		return m, err
 	}

@@ -38,10 +38,10 @@ func (c *Container) mount(ctx context.Context, store *cache.Store, write bool) (
 		return nil, err
 	}
 	o := overlay.Options{}
-	for _, l := range c.Layers {
-		o.Lower = append(o.Lower, store.LayerDir(l.Digest))
-	}
 	var err error
+	if o.Lower, err = store.LayerDirs(ctx, c.Layers); err != nil {
+		return nil, err
+	}
 	if o.Empty, err = store.Scratch("empty"); err != nil {
 		return nil, err
 	}

@@ -11,6 +11,8 @@ import (
 	"kiln.build/cache"
 	"kiln.build/cache/archive"
 	"kiln.build/solver"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Open opens a new store that is closed with the test.
@@ -82,4 +84,14 @@ func Layer(t testing.TB, s *cache.Store, lines ...string) solver.Layer {
 	}
 	l.Created = time.Date(2024, 2, 1, 0, 0, 0, 0, time.UTC)
 	return l
+}
+
+// Dir is where a layer's files are.
+func Dir(t testing.TB, s *cache.Store, d digest.Digest) string {
+	t.Helper()
+	dir, err := s.LayerDir(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
