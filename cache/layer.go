@@ -27,8 +27,10 @@ type Draft struct {
 	// Found is set by Commit: an equal layer was there already.
 	Found bool
 
-	links  links
-	packed bool
+	links     links
+	packed    bool
+	described *tree.Tree // its listing is in dir
+	digest    digest.Digest
 
 	store *Store
 	dir   string
@@ -119,15 +121,32 @@ func (d *Draft) Commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) 
 	return l, nil
 }
 
+// Describe writes the listing down that Commit is going to be given: where
+// there is something else to wait for, that saves some time then.
+func (d *Draft) Describe(t *tree.Tree) error {
+	if err := t.Check(); err != nil {
+		return err
+	}
+	if d.described != nil {
+		if err := os.Remove(filepath.Join(d.dir, "tree")); err != nil {
+			return err
+		}
+	}
+	if err := writeFile(filepath.Join(d.dir, "tree"), t.Append(nil)); err != nil {
+		return err
+	}
+	d.described, d.digest = t, t.Digest()
+	return nil
+}
+
 func (d *Draft) commit(ctx context.Context, t *tree.Tree) (solver.Layer, error) {
 	s := d.store
-	if err := t.Check(); err != nil {
-		return solver.Layer{}, err
+	if d.described != t {
+		if err := d.Describe(t); err != nil {
+			return solver.Layer{}, err
+		}
 	}
-	l := solver.Layer{Digest: t.Digest(), Size: t.Size(), Created: time.Now().UTC().Round(0)}
-	if err := writeFile(filepath.Join(d.dir, "tree"), t.Append(nil)); err != nil {
-		return l, err
-	}
+	l := solver.Layer{Digest: d.digest, Size: t.Size(), Created: time.Now().UTC().Round(0)}
 	if err := d.links.write(d.dir); err != nil {
 		return l, err
 	}

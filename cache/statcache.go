@@ -39,9 +39,10 @@ type StatCache struct {
 	dir   string
 
 	mu    sync.Mutex
-	old   []known          // of the file, in walking order
-	next  int              // in old: where a scan asks next
-	fresh map[string]stamp // put since
+	old   []known        // of the file, in walking order
+	next  int            // in old: where a scan asks next
+	fresh []known        // put since, in the order of that
+	index map[string]int // of those, by path
 }
 
 type known struct {
@@ -86,7 +87,7 @@ func (s *Store) StatCache(contextDir string) (*StatCache, error) {
 		return nil, fmt.Errorf("open stat cache: %w", err)
 	}
 	c := &StatCache{store: s, dir: dir, path: s.path("contexts", digest.FromString(dir).Encoded())}
-	c.fresh = map[string]stamp{}
+	c.index = map[string]int{}
 	b, err := os.ReadFile(c.path)
 	if err == nil {
 		c.old, err = parseStatCache(b, dir)
@@ -120,8 +121,8 @@ func (c *StatCache) Lookup(path string, st *unix.Stat_t) (digest.Digest, bool) {
 // find returns what is known of a path, nil if nothing is. A scan asks in
 // walking order, so the next one is as a rule the one that is asked for.
 func (c *StatCache) find(path string) *stamp {
-	if e, ok := c.fresh[path]; ok {
-		return &e
+	if i, ok := c.index[path]; ok {
+		return &c.fresh[i].stamp
 	}
 	if c.next == len(c.old) || c.old[c.next].path != path {
 		i, ok := slices.BinarySearchFunc(c.old, path, func(k known, p string) int { return tree.Compare(k.path, p) })
@@ -146,7 +147,12 @@ func (c *StatCache) Put(path string, st *unix.Stat_t, d digest.Digest, seen time
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.fresh[path] = now
+	if i, ok := c.index[path]; ok {
+		c.fresh[i].stamp = now
+		return
+	}
+	c.index[path] = len(c.fresh)
+	c.fresh = append(c.fresh, known{path, now})
 }
 
 // settled reports whether any write after seen must show in the times.
@@ -166,18 +172,16 @@ func (c *StatCache) Save() error {
 	if err := c.store.publish(c.path, encodeStatCache(c.dir, merged), ""); err != nil {
 		return fmt.Errorf("save stat cache of %s: %w", c.dir, err)
 	}
-	c.old, c.next, c.fresh = merged, 0, map[string]stamp{}
+	c.old, c.next, c.fresh, c.index = merged, 0, nil, map[string]int{}
 	return nil
 }
 
 // merge joins what was there and what was put, a save older.
 func (c *StatCache) merge() []known {
 	all := make([]known, 0, len(c.old)+len(c.fresh))
-	for p, e := range c.fresh {
-		all = append(all, known{p, e})
-	}
+	all = append(all, c.fresh...)
 	for _, k := range c.old {
-		if _, ok := c.fresh[k.path]; !ok && k.age < maxAge {
+		if _, ok := c.index[k.path]; !ok && k.age < maxAge {
 			all = append(all, k)
 		}
 	}

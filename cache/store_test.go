@@ -263,6 +263,23 @@ func TestLayer(t *testing.T) {
 		t.Errorf("index %v, %v", x, err)
 	}
 
+	// What a draft was said to be counts if it becomes that.
+	for _, files := range []map[string]string{{}, {"f": "content"}} {
+		told, err := s.NewLayer()
+		if err == nil {
+			err = told.Describe(&tree.Tree{Entries: []tree.Entry{{Path: "elsewhere", Type: tree.Dir, Mode: 0o700}}})
+		}
+		for name, data := range files {
+			err = errors.Join(err, os.WriteFile(filepath.Join(told.FS, name), []byte(data), 0o644))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := commitDraft(t, told); l.Digest != putLayer(t, s, files).Digest {
+			t.Errorf("%v: the layer is %s", files, l.Digest)
+		}
+	}
+
 	bad, err := s.NewLayer()
 	if err != nil {
 		t.Fatal(err)

@@ -80,22 +80,28 @@ func (k *Packing) settle(kept bool) {
 // for a reason that is not the sources', ok is false, and the layer is to be
 // made of files.
 func (r *Runner) pack(ctx context.Context, p *plan, t *tree.Tree, to *Packing) (l solver.Layer, ok bool, err error) {
-	err = p.feed(ctx, t, to)
-	to.end(err)
 	kept := false
 	defer func() { to.settle(kept) }()
+	draft, err := r.Store.NewLayer()
 	if err != nil {
+		to.end(err)
+		return l, false, err
+	}
+	defer draft.Discard()
+	var g errgroup.Group
+	g.Go(func() error { return draft.Describe(t) })
+	g.Go(func() error {
+		err := p.feed(ctx, t, to)
+		to.end(err)
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return l, false, err
 	}
 	blob, err := to.Blob(ctx)
 	if err != nil {
 		return l, false, ctx.Err()
 	}
-	draft, err := r.Store.NewLayer()
-	if err != nil {
-		return l, false, err
-	}
-	defer draft.Discard()
 	if draft.Pack(blob) != nil { // pruned meanwhile, or no links here
 		return l, false, nil
 	}

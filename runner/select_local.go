@@ -32,6 +32,7 @@ type localContext struct {
 	// takes some time where there are very many, so it waits for a need.
 	stats func() (*cache.StatCache, error)
 	used  atomic.Bool // stats has been called
+	saved sync.Once   // early
 
 	noisy atomic.Bool // files are not ours, who may not keep their times of access
 }
@@ -39,6 +40,21 @@ type localContext struct {
 func (c *localContext) statCache() (*cache.StatCache, error) {
 	c.used.Store(true)
 	return c.stats()
+}
+
+// saveEarly keeps what was learned while the build goes on, once: what comes
+// later is kept at the end.
+func (r *Runner) saveEarly(c *localContext) {
+	if !c.used.Load() {
+		return
+	}
+	c.saved.Do(func() {
+		r.detaching.Go(func() {
+			if stats, err := c.stats(); err == nil {
+				_ = stats.Save() // what cannot be written then is tried again
+			}
+		})
+	})
 }
 
 func (c *localContext) close() error {
@@ -99,6 +115,9 @@ func (r *Runner) selectLocal(ctx context.Context, o op.Select) (*selection, erro
 	if err != nil {
 		return nil, err
 	}
+	if len(t.Entries) >= manyFiles {
+		r.saveEarly(c)
+	}
 	for i := range t.Entries {
 		e := &t.Entries[i]
 		e.UID, e.GID = 0, 0
@@ -112,6 +131,9 @@ func (r *Runner) selectLocal(ctx context.Context, o op.Select) (*selection, erro
 	}
 	return &selection{tree: t, from: c}, nil
 }
+
+// manyFiles is how many take a while to be remembered.
+const manyFiles = 1000
 
 // errChanged is the error of a file that was written to while it was read.
 var errChanged = errors.New("it changed while it was being read: run the build again")

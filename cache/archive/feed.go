@@ -79,7 +79,7 @@ func (f *Feed) Next(files []*tree.Entry) *Batch {
 	if b == nil {
 		b = &Batch{}
 	}
-	*b = Batch{files: append(b.files[:0], files...), ends: b.ends[:0], errs: b.errs[:0], Data: b.Data[:0], done: make(chan struct{})}
+	*b = Batch{files: append(b.files[:0], files...), ends: b.ends[:0], errs: b.errs[:0], Data: room(b.Data, files), done: make(chan struct{})}
 	select {
 	case <-f.stop:
 		return nil
@@ -107,6 +107,23 @@ func (f *Feed) Next(files []*tree.Entry) *Batch {
 			}
 		}
 	}
+}
+
+// room is a buffer for the contents of files and a byte more, which shows who
+// reads them that there is no more. A batch as it should be has all the room
+// that one can need: it is used again.
+func room(b []byte, files []*tree.Entry) []byte {
+	total := int64(1)
+	for _, e := range files {
+		total += e.Size
+	}
+	switch full := int64(BatchBytes + SmallFile + 1); {
+	case int64(cap(b)) >= total:
+		return b[:0]
+	case total > full/4 && total <= full:
+		return make([]byte, 0, full)
+	}
+	return make([]byte, 0, total)
 }
 
 // patience is how long Next waits for someone to begin to read.

