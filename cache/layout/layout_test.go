@@ -616,6 +616,35 @@ func TestWriteSameAtOnce(t *testing.T) {
 	}
 }
 
+// TestPour writes files past the page cache, from some place on or all but the
+// first bytes, and something behind that.
+func TestPour(t *testing.T) {
+	content := make([]byte, 5*pieceSize+3)
+	rand.NewChaCha8([32]byte{2}).Read(content)
+	for _, size := range []int{0, 5, pieceSize, 3 * pieceSize, len(content)} {
+		for _, dear := range []time.Duration{1, time.Hour} {
+			path := filepath.Join(t.TempDir(), "f")
+			f, err := unnamed.Nameless(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := pour{f: f, limit: -1, dear: dear, from: pieceSize}
+			if n, err := p.copy(t.Context(), iotest.OneByteReader(bytes.NewReader(content[:size]))); err != nil || n != int64(size) {
+				t.Errorf("%d bytes: %d, %v", size, n, err)
+			}
+			if _, err := f.Write([]byte("behind")); err != nil {
+				t.Error(err)
+			}
+			if err := errors.Join(f.SetName(path, path+".beside"), f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, append(content[:size:size], "behind"...)) {
+				t.Errorf("%d bytes: %d other ones are there, %v", size, len(b), err)
+			}
+		}
+	}
+}
+
 // TestWriteLarge writes blobs around the sizes at which the way of writing
 // changes, past the page cache and not, from readers that give little at a
 // time.

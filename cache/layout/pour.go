@@ -27,7 +27,7 @@ const (
 	// to memory is a tenth faster; where it has not, as in most virtual
 	// machines, which give what is free back to their hosts, that takes twice
 	// as long.
-	directFrom = 8 << 20
+	directFrom = 1 << 20
 
 	// dearMemory is what writing a MiB to memory may take of a processor. It
 	// takes half a millisecond where memory is at hand, and three or four
@@ -50,8 +50,8 @@ const (
 // others where memory is dear.
 type pour struct {
 	f      *unnamed.File
-	h      hash.Hash
-	limit  int64 // fail at the first byte over this; negative: none
+	h      hash.Hash // may be nil
+	limit  int64     // fail at the first byte over this; negative: none
 	direct bool
 	from   int64         // where direct begins
 	dear   time.Duration // what writing a MiB may cost before direct is set; 0 is anything
@@ -62,6 +62,14 @@ type pour struct {
 	on      bool          // O_DIRECT is set
 	cost    time.Duration // of writing to memory since it was last weighed
 	weighed int           // how many pieces that were
+}
+
+// Pour copies a stream to a file that is empty and its end, and has the disk
+// work on it meanwhile. Where memory is dear most of it goes past that. It
+// returns the stream's length.
+func Pour(ctx context.Context, f *unnamed.File, r io.Reader) (int64, error) {
+	p := pour{f: f, limit: -1, dear: dearMemory, from: directFrom}
+	return p.copy(ctx, r)
 }
 
 // piece is a part of the stream.
@@ -89,7 +97,9 @@ func (p *pour) copy(ctx context.Context, r io.Reader) (int64, error) {
 	var g sync.WaitGroup
 	g.Go(func() {
 		for x := range hashing {
-			p.h.Write(x.buf[:x.n])
+			if p.h != nil {
+				p.h.Write(x.buf[:x.n])
+			}
 			give(x)
 		}
 	})
@@ -175,8 +185,9 @@ func (p *pour) write(b []byte) error {
 	err := p.put(b)
 	p.cost += threadTime() - start
 	runtime.UnlockOSThread()
-	if p.weighed++; p.weighed == weighPieces {
-		p.direct = p.cost > weighPieces*p.dear
+	if p.weighed++; p.cost > weighPieces*p.dear {
+		p.direct = true
+	} else if p.weighed == weighPieces {
 		p.cost, p.weighed = 0, 0
 	}
 	return err

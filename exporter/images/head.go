@@ -22,10 +22,12 @@ type Head struct {
 	path string
 
 	mu   sync.Mutex
-	file *unnamed.File // nil before the first byte, and after a failure
-	size int64         // of the blob, so far
-	gone bool          // do not try again
-	blob v1.Descriptor // once it is whole
+	file *unnamed.File  // nil before the first byte, and after a failure
+	into *io.PipeWriter // what is to be written to the file; nil once that is done
+	done chan error     // has one then
+	size int64          // of the blob, so far
+	gone bool           // do not try again
+	blob v1.Descriptor  // once it is whole
 }
 
 // headLen is how much of an archive comes before the content of its first
@@ -61,15 +63,9 @@ func (h *Head) Write(p []byte) (int, error) {
 	if h.gone || h.blob.Digest != "" {
 		return len(p), nil
 	}
-	var err error
-	if h.file == nil {
-		// A name would show in a build context that the archive is in.
-		if h.file, err = unnamed.Nameless(h.path); err == nil {
-			_, err = h.file.Seek(headLen, io.SeekStart)
-		}
-	}
+	err := h.begin()
 	if err == nil {
-		_, err = h.file.Write(p)
+		_, err = h.into.Write(p)
 	}
 	if err != nil {
 		h.drop()
@@ -77,6 +73,27 @@ func (h *Head) Write(p []byte) (int, error) {
 	}
 	h.size += int64(len(p))
 	return len(p), nil
+}
+
+// begin makes the file, unless it is there.
+func (h *Head) begin() error {
+	if h.file != nil {
+		return nil
+	}
+	// A name would show in a build context that the archive is in.
+	f, err := unnamed.Nameless(h.path)
+	if err != nil {
+		return err
+	}
+	from, into := io.Pipe()
+	done := make(chan error, 1)
+	h.file, h.into, h.done = f, into, done
+	go func() {
+		_, err := layout.Pour(context.Background(), f, io.MultiReader(bytes.NewReader(make([]byte, headLen)), from))
+		from.CloseWithError(err)
+		done <- err
+	}()
+	return nil
 }
 
 // Finish says that all of a blob was written, and which it is. Its bytes are
@@ -87,9 +104,14 @@ func (h *Head) Finish(blob v1.Descriptor) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.file != nil && h.size == blob.Size {
-		h.blob = blob
+	if h.file == nil || h.blob.Digest != "" {
+		return
 	}
+	if err := h.end(nil); err != nil || h.size != blob.Size {
+		h.drop()
+		return
+	}
+	h.blob = blob
 }
 
 // Discard removes what was written, unless it has become an archive.
@@ -105,9 +127,20 @@ func (h *Head) Discard() {
 
 func (h *Head) drop() {
 	if h.file != nil {
+		_ = h.end(errDropped)
 		_ = h.file.Close()
 	}
 	h.file, h.size, h.blob = nil, 0, v1.Descriptor{}
+}
+
+// end waits until all is written, or with an error no more is.
+func (h *Head) end(err error) error {
+	if h.into == nil {
+		return nil
+	}
+	h.into.CloseWithError(err) // nil is io.EOF
+	h.into = nil
+	return <-h.done
 }
 
 // take returns the file, positioned behind the blob, if it is of this one. The
@@ -147,6 +180,8 @@ func WriteArchiveFile(ctx context.Context, l *layout.Layout, path string, head *
 	}
 	return WriteFile(path, func(w io.Writer) error { return a.write(ctx, w, o) })
 }
+
+var errDropped = errors.New("nothing comes of this file")
 
 // errHead says that a blob's header is longer than others': that of one with
 // eight gigabytes or more.

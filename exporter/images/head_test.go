@@ -40,7 +40,7 @@ func headImage(t *testing.T, l *layout.Layout, size int) (Export, v1.Descriptor,
 // TestHead begins an archive ahead: it is the one that is written at once, and
 // the blob is not read again.
 func TestHead(t *testing.T) {
-	for _, size := range []int{1, 512, 100_000} {
+	for _, size := range []int{1, 512, 100_000, 10<<20 + 5} {
 		l, err := layout.Open(t.TempDir())
 		if err != nil {
 			t.Fatal(err)
