@@ -1,17 +1,22 @@
 package runner
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"kiln.build/cache"
 	"kiln.build/cache/tree"
 	"kiln.build/solver"
 	"kiln.build/solver/op"
@@ -257,34 +262,65 @@ func TestLookAgain(t *testing.T) {
 	}
 }
 
-// TestUnreadable looks at directories and files that may not be read, without
-// the rights that root has over all files.
+// TestUnreadable looks at directories and files that may not be read, in a
+// process without the rights that root has over all files.
 func TestUnreadable(t *testing.T) {
 	b := newBed(t)
 	b.put("d 0 0:0 d", "f 0 0:0 f f", "d 755 0:0 e", "d 0 0:0 e/d")
-	r := &Runner{Store: b.store, Contexts: map[string]Context{"context": {Dir: b.dir}}}
-	defer r.Close()
-	c, err := r.context("context")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.statCache(); err != nil {
-		t.Fatal(err)
-	}
 	if err := os.Chmod(b.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for source, want := range map[string]string{"d": `"/d"`, "d/x": `"/d/x"`, "d/*": `"/d"`, "f": `"/f"`, "e": `"/e/d"`} {
-		errs := make(chan error)
-		go func() {
-			runtime.LockOSThread() // and end with the thread
-			_ = unix.Setfsuid(65534)
-			p := &localPlace{ctx: t.Context(), c: c, ignore: &ignore{}}
-			_, err := pick(op.Select{Sources: []string{source}}, p)
-			errs <- err
-		}()
-		wantError(t, source, <-errs, want, "permission denied")
+	own := t.TempDir()
+	if err := os.Chown(own, 65534, 65534); err != nil {
+		t.Fatal(err)
 	}
+	var open []*os.File // what they are in may be closed to others
+	for _, path := range []string{b.dir, own, "/proc/self/exe"} {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		open = append(open, f)
+	}
+	sources := []string{"d", "d/x", "d/*", "f", "e"}
+	c := exec.Command("/proc/self/fd/5", sources...)
+	c.ExtraFiles, c.Stderr, c.Dir = open, os.Stderr, "/"
+	c.Env = append(os.Environ(), unreadable+"=/proc/self/fd/3")
+	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := c.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{`"/d"`, `"/d/x"`, `"/d"`, `"/f"`, `"/e/d"`} {
+		said, rest, _ := strings.Cut(string(out), "\n")
+		wantError(t, sources[i], errors.New(said), want, "permission denied")
+		out = []byte(rest)
+	}
+}
+
+// unreadable has a process print why it cannot select each of its arguments in
+// this directory.
+const unreadable = "KILN_TEST_UNREADABLE"
+
+func selectEach(dir string, sources []string) error {
+	s, err := cache.Open("/proc/self/fd/4/store", cache.Options{})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	r := &Runner{Store: s, Contexts: map[string]Context{"context": {Dir: dir}}}
+	defer r.Close()
+	c, err := r.context("context")
+	if err != nil {
+		return err
+	}
+	c.stats = func() (*cache.StatCache, error) { return s.StatCache("/") } // it has the name nowhere else
+	for _, source := range sources {
+		_, err := r.selectLocal(context.Background(), op.Select{Context: "context", Sources: []string{source}})
+		fmt.Println(err)
+	}
+	return nil
 }
 
 func TestSelections(t *testing.T) {

@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -34,7 +31,8 @@ type ScanOptions struct {
 	Known Digests
 
 	// Filter, if set, is asked for each path but the root whether it is in
-	// the tree, and for a directory whether its contents are looked at. A
+	// the tree, and for a directory whether its contents are looked at: for
+	// all that is in a directory first, then for what is below that. A
 	// directory that is looked at but not kept, and below which something is
 	// kept, is in the tree as well: a tree has no gaps.
 	Filter func(path string, t Type) (keep, descend bool)
@@ -91,7 +89,7 @@ func scan(ctx context.Context, dir string, o ScanOptions) (*Tree, error) {
 	if err := s.attributes(e, fdXattrs(fd)); err != nil {
 		return nil, err
 	}
-	err = s.dir(root, "")
+	err = s.dir(root.list(), "")
 	s.flush()
 	if failed := group.Wait(); failed != nil {
 		err = failed // which is what stopped the listing, if that failed too
@@ -127,18 +125,6 @@ type scanner struct {
 }
 
 type inode struct{ dev, ino uint64 }
-
-// openDir is a directory that workers still open files of.
-type openDir struct {
-	fd    int
-	users atomic.Int32
-}
-
-func (d *openDir) done() {
-	if d.users.Add(-1) == 0 {
-		unix.Close(d.fd)
-	}
-}
 
 // entry appends an entry with what stat tells.
 func (s *scanner) entry(path string, st *unix.Stat_t) *Entry {
@@ -176,90 +162,117 @@ func typeOf(mode uint32) Type {
 	return 0 // a socket
 }
 
-// dir lists what is in an open directory, in order.
-func (s *scanner) dir(d *openDir, path string) error {
+// dir goes through what is in a directory, in order.
+func (s *scanner) dir(l *dirList, path string) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)
 	}
-	names, err := readNames(d.fd)
-	if err != nil {
-		return pathError("read directory", path, err)
+	if l.err != nil {
+		return pathError(l.op, path, l.err)
 	}
-	for _, name := range names {
-		at := join(path, name)
-		if err := s.name(d, name, at); err != nil {
+	kids, err := s.choose(l, path)
+	if err != nil {
+		return err
+	}
+	ahead := lookahead{dir: l.dir, kids: kids}
+	defer ahead.end()
+	for i := range kids {
+		ahead.start()
+		if err := s.name(l.dir, &kids[i], &ahead); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *scanner) name(d *openDir, name, at string) error {
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) }); err != nil {
-		if s.o.Plain && err == unix.ENOENT {
-			return nil // gone since the directory was read
+// child is a name in a directory that is in the tree, or has something below
+// it that may be.
+type child struct {
+	name, at      string
+	t             Type
+	st            *unix.Stat_t
+	keep, descend bool
+}
+
+// choose decides what of a directory is looked at.
+func (s *scanner) choose(l *dirList, path string) ([]child, error) {
+	kids := make([]child, 0, len(l.names))
+	for i, name := range l.names {
+		c := child{name: name, at: join(path, name), st: &l.stats[i], keep: true, descend: true}
+		if err := l.failed[i]; err != nil {
+			if s.o.Plain && err == unix.ENOENT {
+				continue // gone since the directory was read
+			}
+			return nil, pathError("stat", c.at, err)
 		}
-		return pathError("stat", at, err)
-	}
-	t := typeOf(st.Mode)
-	switch {
-	case t == 0 && !s.o.Plain:
-		return nil
-	case t == 0:
-		t, st.Size = File, 0
-		st.Mode = st.Mode&^unix.S_IFMT | unix.S_IFREG
-	}
-	keep, descend := true, true
-	if s.o.Filter != nil {
-		if keep, descend = s.o.Filter(at, t); !keep && (t != Dir || !descend) {
-			return nil
+		switch c.t = typeOf(c.st.Mode); {
+		case c.t == 0 && !s.o.Plain:
+			continue
+		case c.t == 0:
+			c.t, c.st.Size = File, 0
+			c.st.Mode = c.st.Mode&^unix.S_IFMT | unix.S_IFREG
+		}
+		if s.o.Filter != nil {
+			c.keep, c.descend = s.o.Filter(c.at, c.t)
+		}
+		if c.keep || c.t == Dir && c.descend {
+			kids = append(kids, c)
 		}
 	}
+	return kids, nil
+}
+
+func (s *scanner) name(d *openDir, c *child, ahead *lookahead) error {
 	before := len(s.entries)
-	e := s.entry(at, &st)
-	switch t {
+	e := s.entry(c.at, c.st)
+	switch c.t {
 	case Dir:
-		if err := s.subdir(d, name, e, descend); err != nil {
+		if err := s.subdir(d, c, e, ahead); err != nil {
 			return err
 		}
-		if !keep && len(s.entries) == before+1 {
+		if !c.keep && len(s.entries) == before+1 {
 			s.entries = s.entries[:before]
 		}
 		return nil
 	case File:
-		return s.file(d, name, e, &st)
+		return s.file(d, c.name, e, c.st)
 	case Char, Block:
-		e.Major, e.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-		if t == Char && st.Rdev == 0 && !s.o.Plain {
-			*e = Entry{Path: at, Type: Whiteout}
+		e.Major, e.Minor = unix.Major(c.st.Rdev), unix.Minor(c.st.Rdev)
+		if c.t == Char && c.st.Rdev == 0 && !s.o.Plain {
+			*e = Entry{Path: c.at, Type: Whiteout}
 			return nil
 		}
 	case Symlink:
-		link, err := readlink(d.fd, name, int(st.Size))
+		link, err := readlink(d.fd, c.name, int(c.st.Size))
 		if err != nil {
-			return pathError("read link", at, err)
+			return pathError("read link", c.at, err)
 		}
 		e.Link = link
 	}
-	return s.attributes(e, pathXattrs(procPath(d.fd, name)))
+	return s.attributes(e, pathXattrs(procPath(d.fd, c.name)))
 }
 
-func (s *scanner) subdir(parent *openDir, name string, e *Entry, descend bool) error {
-	if !descend && s.o.Plain {
-		return nil
+func (s *scanner) subdir(parent *openDir, c *child, e *Entry, ahead *lookahead) error {
+	if !c.descend {
+		if s.o.Plain {
+			return nil
+		}
+		fd, err := openat(parent.fd, c.name, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return pathError("open", e.Path, err)
+		}
+		defer unix.Close(fd)
+		return s.attributes(e, fdXattrs(fd))
 	}
-	fd, err := openat(parent.fd, name, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return pathError("open", e.Path, err)
+	l := ahead.take()
+	defer l.close()
+	if l.dir == nil {
+		return pathError(l.op, e.Path, l.err)
 	}
-	d := &openDir{fd: fd}
-	d.users.Store(1)
-	defer d.done()
-	if err := s.attributes(e, fdXattrs(fd)); err != nil || !descend {
+	if err := s.attributes(e, fdXattrs(l.dir.fd)); err != nil {
 		return err
 	}
-	return s.dir(d, e.Path)
+	return s.dir(l, e.Path)
 }
 
 // attributes reads what extended attributes tell of an entry.
@@ -293,34 +306,6 @@ func (s *scanner) attributes(e *Entry, x xattrs) error {
 		}
 	}
 	return nil
-}
-
-// readNames lists a directory, sorted bytewise: within one directory that is
-// the walking order.
-func readNames(fd int) ([]string, error) {
-	var names []string
-	bp := buffers.Get().(*[]byte)
-	defer buffers.Put(bp)
-	buf := (*bp)[:32<<10]
-	for {
-		var n int
-		err := retry(func() (err error) { n, err = unix.ReadDirent(fd, buf); return err })
-		if err != nil {
-			return nil, err
-		}
-		if n == 0 {
-			slices.Sort(names)
-			return names, nil
-		}
-		for b := buf[:n]; len(b) > 0; {
-			var read int
-			read, _, names = unix.ParseDirent(b, -1, names)
-			if read == 0 {
-				return nil, io.ErrUnexpectedEOF
-			}
-			b = b[read:]
-		}
-	}
 }
 
 func readlink(fd int, name string, size int) (string, error) {
