@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,45 +144,19 @@ func (s *Store) unpack(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
-// unpackTo unpacks a layer's blob into a directory, and compares what comes of
-// that with the listing. Times are the listing's: those in a blob are rounded.
+// unpackTo makes the files of a layer's listing in a directory.
 func (s *Store) unpackTo(ctx context.Context, dir string, d digest.Digest, t *tree.Tree) error {
 	blob, err := os.Open(s.layerPath(d) + "/" + packedBlob)
 	if err != nil {
 		return err
 	}
 	defer blob.Close()
-	got, err := archive.Unpack(ctx, blob, dir, archive.UnpackOptions{Layer: true})
-	if err != nil {
-		if ctx.Err() != nil || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) {
-			return err
-		}
-		return &archive.CorruptError{Layer: d, Reason: err.Error()}
+	err = archive.Restore(ctx, blob, dir, t)
+	var corrupt *archive.CorruptError
+	if errors.As(err, &corrupt) {
+		corrupt.Layer = d
 	}
-	// A blob does not tell of a root that is as roots are.
-	want := t.Entries
-	if len(want) > 0 && want[0].Path == "" && (len(got.Entries) == 0 || got.Entries[0].Path != "") {
-		want = want[1:]
-	}
-	if (&tree.Tree{Entries: want}).Digest() != got.Digest() {
-		path, what := compare(&tree.Tree{Entries: want}, got, everything)
-		return &archive.CorruptError{Layer: d, Path: path, Reason: "in its blob " + what}
-	}
-	return setTimes(dir, t)
-}
-
-// setTimes gives files the times of a listing.
-func setTimes(dir string, t *tree.Tree) error {
-	for i := range t.Entries {
-		e := &t.Entries[i]
-		ts := unix.NsecToTimespec(e.Mtime)
-		err := unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(dir, e.Path), []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
-		isDevice := e.Type == tree.Char || e.Type == tree.Block // which may be in the listing alone
-		if err != nil && !(isDevice && err == unix.ENOENT) {
-			return &fs.PathError{Op: "set time of", Path: "/" + e.Path, Err: err}
-		}
-	}
-	return nil
+	return err
 }
 
 // verifyPacked reads a packed layer's blob and says what is wrong with it.

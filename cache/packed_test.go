@@ -171,8 +171,8 @@ func TestPackedDamaged(t *testing.T) {
 		verify string // "" finds nothing
 	}{
 		"content":    {other: map[string]string{"f": "CONTENT"}, want: `file "f" of layer`},
-		"too much":   {other: map[string]string{"f": "content", "g": ""}, want: `file "g" of layer`},
-		"too little": {other: map[string]string{"g": ""}, want: `in its blob`},
+		"too much":   {other: map[string]string{"f": "content", "g": ""}, want: `the archive has more than the listing`},
+		"too little": {other: map[string]string{"g": ""}, want: `the archive has "g" in its place`},
 		"cut":        {harm: func(blob string) error { return os.Truncate(blob, 40) }, want: "is corrupt", verify: "its blob has the digest"},
 		"empty":      {harm: func(blob string) error { return os.Truncate(blob, 0) }, want: "is corrupt", verify: "its blob has the digest"},
 		"no sum":     {harm: func(blob string) error { return os.Remove(filepath.Dir(blob) + "/packed") }, verify: "its files are missing"},

@@ -93,81 +93,23 @@ func ReadLayer(ctx context.Context, r io.Reader, dir string, want digest.Digest)
 	if t.Digest() != want {
 		return nil, &CorruptError{Layer: want, Reason: "its listing has the digest " + t.Digest().String()}
 	}
-	d, err := openDisk(dir)
-	if err != nil {
+	if err := restore(ctx, dir, t, layerContents{in}, false); err != nil {
 		return nil, err
-	}
-	defer d.Close()
-	d.loose = false
-	for i := range t.Entries {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if err := d.restore(in, &t.Entries[i]); err != nil {
-			return nil, err
-		}
 	}
 	if _, err := in.ReadByte(); err != io.EOF {
 		return nil, errors.New("there is more than the layer's listing says")
 	}
-	// Last and inside out, since what is made in a directory changes its time.
-	for i := len(t.Entries) - 1; i >= 0; i-- {
-		if e := &t.Entries[i]; e.Type == tree.Dir {
-			if err := d.setAttributes(e.Path, attributesOf(e)); err != nil {
-				return nil, err
-			}
-		}
-	}
 	return t, nil
 }
 
-// restore makes an entry, with its attributes unless it is a directory.
-func (d *disk) restore(r io.Reader, e *tree.Entry) error {
-	var err error
-	switch {
-	case e.Type == tree.Dir && e.Path == "":
-		return nil
-	case e.Type == tree.Dir:
-		return d.mkdir(e.Path)
-	case e.Type == tree.File && e.Hardlink != "":
-		return d.link(e.Hardlink, e.Path)
-	case e.Type == tree.File:
-		err = d.restoreFile(r, e)
-	case e.Type == tree.Symlink:
-		err = d.symlink(e.Link, e.Path)
-	case e.Type == tree.Fifo:
-		err = d.mknod(e.Path, unix.S_IFIFO|0o600, 0)
-	case e.Type == tree.Char:
-		err = d.mknod(e.Path, unix.S_IFCHR|0o600, unix.Mkdev(e.Major, e.Minor))
-	case e.Type == tree.Block:
-		err = d.mknod(e.Path, unix.S_IFBLK|0o600, unix.Mkdev(e.Major, e.Minor))
-	case e.Type == tree.Whiteout:
-		return d.mknod(e.Path, unix.S_IFCHR, 0)
-	default:
-		err = fmt.Errorf("%q: %s", e.Path, e.Type)
-	}
-	if err != nil {
-		return err
-	}
-	return d.setAttributes(e.Path, attributesOf(e))
-}
+// layerContents are contents as WriteLayer writes them.
+type layerContents struct{ in *bufio.Reader }
 
-func (d *disk) restoreFile(r io.Reader, e *tree.Entry) error {
-	fd, err := d.create(e.Path)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), e.Path)
-	h := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(r, e.Size))
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return err
-	}
-	if n != e.Size || digest.NewDigest(digest.SHA256, h) != e.Digest {
+func (c layerContents) next(*tree.Entry) (io.Reader, error) { return c.in, nil }
+
+func (c layerContents) broken(e *tree.Entry, err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
 		return &CorruptError{Path: e.Path, Reason: "it is not what the layer's listing says"}
 	}
-	return nil
+	return err
 }
