@@ -91,11 +91,13 @@ type builder struct {
 	x         *exporter.Exporter // nil before it is needed
 	graph     *solver.Graph      // how the steps went, nil before they were solved
 	later     []func()           // what is told once the display is closed
+
+	remembered func() // waits until it is written down how the build went
 }
 
 func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error) {
 	lateGarbage()
-	b := &builder{app: a, flags: f}
+	b := &builder{app: a, flags: f, remembered: func() {}}
 	// Everything that can be wrong with the words is said before any work.
 	if b.platforms, err = f.targetPlatforms(); err != nil {
 		return err
@@ -144,6 +146,7 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, b.runner.Close()) }()
+	defer func() { b.remembered() }()
 	if f.dryRun {
 		mode = "quiet"
 	}
@@ -163,7 +166,7 @@ func (a *app) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if graphErr := b.writeGraph(); err == nil {
 		err = graphErr
 	}
-	if !f.quiet && mode != "none" {
+	if !f.silent() {
 		printWarnings(a.stderr, warnings, b.in.dockerfile)
 	}
 	if err != nil {
@@ -467,7 +470,7 @@ func (b *builder) export(ctx context.Context, built []exporter.Image) error {
 		if !o.Files() {
 			last = r
 		}
-		if !b.flags.quiet && b.flags.progress != "none" && o.Type != exporter.TypeCacheOnly {
+		if !b.flags.silent() && o.Type != exporter.TypeCacheOnly {
 			b.report(o, r)
 		}
 	}

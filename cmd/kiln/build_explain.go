@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"kiln.build/cache/history"
@@ -61,19 +61,27 @@ func (b *builder) explainer(targets []*solver.Vertex) (*history.Explainer, error
 	})
 }
 
-// remember keeps how the build went and tells what the flags ask for. What it
-// cannot write is a warning: the build itself is done.
+// remember keeps how the build went, while the images are exported, and tells
+// what the flags ask for. What it cannot write is a warning: the build itself
+// is done.
 func (b *builder) remember(why *history.Explainer, g *solver.Graph, failed error) {
 	if b.graph = g; g == nil {
 		return
 	}
-	if b.flags.explain {
-		b.later = append(b.later, func() { explainSteps(b.app.stderr, why, g) })
-	}
 	if !b.flags.dryRun && !errors.Is(failed, context.Canceled) {
-		if err := why.Save(g, failed != nil); err != nil {
-			b.display.Event(solver.Event{Kind: solver.Warned, Name: fmt.Sprintf("history: %v", err), Time: time.Now()})
-		}
+		saved := make(chan error, 1)
+		go func() { saved <- why.Save(g, failed != nil) }()
+		b.remembered = sync.OnceFunc(func() {
+			if err := <-saved; err != nil && !b.flags.silent() {
+				fmt.Fprintf(b.app.stderr, "warning: history: %s\n", printable(err.Error()))
+			}
+		})
+	}
+	if b.flags.explain {
+		b.later = append(b.later, func() {
+			b.remembered()
+			explainSteps(b.app.stderr, why, g)
+		})
 	}
 }
 

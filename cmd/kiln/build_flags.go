@@ -122,6 +122,9 @@ func envOr(name, otherwise string) string {
 	return otherwise
 }
 
+// silent says that nothing is wanted on standard error but why a build failed.
+func (f *buildFlags) silent() bool { return f.quiet || f.progress == "none" }
+
 // jobCount is the number of actions at a time. Most of them wait, for a
 // disk, a network or a compiler that is itself parallel, so there are more
 // than processors.
