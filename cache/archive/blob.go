@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -34,37 +35,28 @@ func PackBlob(ctx context.Context, l *layout.Layout, dir string, t *tree.Tree, o
 	if o.Level != nil {
 		level = *o.Level
 	}
-	pr, pw := io.Pipe()
 	diffID := sha256.New() // unless the blob's own digest is that
-	packed := make(chan error, 1)
-	go func() {
-		err := func() error {
-			if o.Blocks != nil {
-				o.spans = &spans{}
-			}
-			z, err := compressor(pw, o.Compression, level, o.Blocks, o.spans)
-			if err != nil {
-				return err
-			}
-			w := io.Writer(z)
-			if o.Compression != Uncompressed {
-				w = io.MultiWriter(diffID, z)
-			}
-			err = Pack(ctx, w, dir, t, o.PackOptions)
-			return errors.Join(err, z.Close())
-		}()
-		pw.CloseWithError(err) // nil is io.EOF
-		packed <- err
-	}()
-	write, r := l.Write, io.Reader(pr)
-	if o.Beside != nil { // nobody reads it back, then
-		write, r = l.WriteAside, io.TeeReader(pr, o.Beside)
-	}
-	desc, err := write(ctx, v1.Descriptor{MediaType: o.Compression.MediaType()}, r)
-	pr.CloseWithError(err) // stops Pack where Write gave up
-	if packError := <-packed; packError != nil {
-		err = packError
-	}
+	desc, err := l.Make(ctx, o.Compression.MediaType(), o.Beside != nil, func(blob io.Writer) error {
+		if o.Beside != nil {
+			blob = io.MultiWriter(blob, o.Beside)
+		}
+		if o.Blocks != nil {
+			o.spans = &spans{}
+		}
+		z, err := compressor(blob, o.Compression, level, o.Blocks, o.spans)
+		if err != nil {
+			return err
+		}
+		if o.Compression == Uncompressed {
+			return errors.Join(Pack(ctx, z, dir, t, o.PackOptions), z.Close())
+		}
+		w := bufio.NewWriterSize(io.MultiWriter(diffID, z), 256<<10)
+		err = Pack(ctx, w, dir, t, o.PackOptions)
+		if err == nil {
+			err = w.Flush()
+		}
+		return errors.Join(err, z.Close())
+	})
 	if err != nil {
 		return v1.Descriptor{}, "", err
 	}

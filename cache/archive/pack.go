@@ -2,10 +2,8 @@ package archive
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,7 +48,8 @@ type PackOptions struct {
 // Equal trees with equal times and options give equal streams.
 //
 // All but the contents of files comes from t. They are read from dir, unless
-// the options say otherwise, and checked: the error is a [*CorruptError] if they are not those of t.
+// the options say otherwise, and checked: the error is a [*CorruptError] if
+// they are not those of t. What w gets may be as small as a header.
 func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOptions) error {
 	fed := o.Feed != nil
 	if !fed {
@@ -65,13 +64,11 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 	}
 	o.Feed.reading.Store(true)
 	defer o.Feed.Stop()
-	// Headers and padding are small, and w may be slow to take many pieces.
-	out := bufio.NewWriterSize(w, 256<<10)
 	p := &packer{
 		o:    o,
 		fed:  fed,
 		tree: t,
-		out:  &tally{w: out},
+		out:  &tally{w: w},
 	}
 	p.tw = tar.NewWriter(p.out)
 	for i := range t.Entries {
@@ -82,7 +79,7 @@ func Pack(ctx context.Context, w io.Writer, dir string, t *tree.Tree, o PackOpti
 			return fmt.Errorf("pack layer: %w", err)
 		}
 	}
-	if err := errors.Join(p.tw.Close(), out.Flush()); err != nil {
+	if err := p.tw.Close(); err != nil {
 		return fmt.Errorf("pack layer: %w", err)
 	}
 	return nil

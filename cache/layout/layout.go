@@ -253,16 +253,28 @@ func (l *Layout) blobError(d digest.Digest, err error) error {
 // Write alone does not protect the blob from [Layout.Collect]: hold a
 // [Lease] until it is tagged.
 func (l *Layout) Write(ctx context.Context, expected v1.Descriptor, r io.Reader) (v1.Descriptor, error) {
-	return l.writeBlob(ctx, expected, r, false)
+	return l.writeBlob(ctx, expected, false, func(w *Pour) error {
+		_, err := w.ReadFrom(r)
+		return err
+	})
 }
 
-// WriteAside is Write for a blob that is not going to be read soon: it is kept
-// out of memory where that is dear.
-func (l *Layout) WriteAside(ctx context.Context, expected v1.Descriptor, r io.Reader) (v1.Descriptor, error) {
-	return l.writeBlob(ctx, expected, r, true)
+// Make stores as a blob what write writes, and returns its descriptor. With
+// aside the blob is not going to be read soon: it is kept out of memory where
+// that is dear.
+func (l *Layout) Make(ctx context.Context, mediaType string, aside bool, write func(io.Writer) error) (v1.Descriptor, error) {
+	var own error
+	desc, err := l.writeBlob(ctx, v1.Descriptor{MediaType: mediaType}, aside, func(w *Pour) error {
+		own = write(w)
+		return own
+	})
+	if own != nil && errors.Unwrap(err) == own {
+		err = own // which says itself what was being written
+	}
+	return desc, err
 }
 
-func (l *Layout) writeBlob(ctx context.Context, expected v1.Descriptor, r io.Reader, aside bool) (v1.Descriptor, error) {
+func (l *Layout) writeBlob(ctx context.Context, expected v1.Descriptor, aside bool, fill func(*Pour) error) (v1.Descriptor, error) {
 	if expected.Digest != "" {
 		if err := expected.Digest.Validate(); err != nil {
 			return expected, fmt.Errorf("write blob %q: %w", expected.Digest, err)
@@ -277,7 +289,7 @@ func (l *Layout) writeBlob(ctx context.Context, expected v1.Descriptor, r io.Rea
 		return expected, err
 	}
 	defer lease.Release()
-	desc, err := l.write(ctx, expected, r, aside)
+	desc, err := l.write(ctx, expected, aside, fill)
 	if err != nil && expected.Digest != "" {
 		err = fmt.Errorf("write blob %s: %w", expected.Digest, err)
 	} else if err != nil {
@@ -295,7 +307,7 @@ func (l *Layout) WriteBytes(ctx context.Context, mediaType string, data []byte) 
 // writes numbers those of this process: several may be of one blob.
 var writes atomic.Uint64
 
-func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader, aside bool) (v1.Descriptor, error) {
+func (l *Layout) write(ctx context.Context, expected v1.Descriptor, aside bool, fill func(*Pour) error) (v1.Descriptor, error) {
 	h := sha256.New()
 	algorithm := digest.SHA256
 	if expected.Digest != "" {
@@ -312,17 +324,20 @@ func (l *Layout) write(ctx context.Context, expected v1.Descriptor, r io.Reader,
 	if expected.Digest != "" && expected.Size > 0 {
 		limit = expected.Size
 	}
-	// An uncompressed layer is kept for other tools, and to be compressed some
-	// day; containers are made of what it was packed from.
-	into := pour{f: tmp, h: h, limit: limit, direct: expected.MediaType == v1.MediaTypeImageLayer, from: l.directFrom}
+	// An uncompressed layer is kept for other tools, to be compressed some day,
+	// and to be unpacked by who looks at it, which often nobody does.
+	into := Pour{f: tmp, h: h, ctx: ctx, limit: limit, direct: expected.MediaType == v1.MediaTypeImageLayer, from: l.directFrom}
 	if aside {
 		into.dear = l.dear
 	}
-	n, err := into.copy(ctx, r)
+	err = fill(&into)
+	if closeErr := into.Close(); closeErr != nil {
+		err = closeErr // fill's is that it could go no further
+	}
 	if err != nil {
 		return expected, err
 	}
-	got := digest.NewDigest(algorithm, h)
+	n, got := into.total, digest.NewDigest(algorithm, h)
 	switch {
 	case limit >= 0 && n < limit:
 		return expected, fmt.Errorf("content ends after %d of %d bytes: %w", n, limit, io.ErrUnexpectedEOF)

@@ -628,9 +628,12 @@ func TestPour(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p := pour{f: f, limit: -1, dear: dear, from: pieceSize}
-			if n, err := p.copy(t.Context(), iotest.OneByteReader(bytes.NewReader(content[:size]))); err != nil || n != int64(size) {
-				t.Errorf("%d bytes: %d, %v", size, n, err)
+			p := Pour{f: f, ctx: t.Context(), limit: -1, dear: dear, from: pieceSize}
+			half := size / 2
+			n, err := p.Write(content[:half])
+			m, readErr := p.ReadFrom(iotest.OneByteReader(bytes.NewReader(content[half:size])))
+			if err := errors.Join(err, readErr, p.Close(), p.Close()); err != nil || n != half || m != int64(size-half) {
+				t.Errorf("%d bytes: %d and %d, %v", size, n, m, err)
 			}
 			if _, err := f.Write([]byte("behind")); err != nil {
 				t.Error(err)
@@ -661,11 +664,16 @@ func TestWriteLarge(t *testing.T) {
 	} {
 		for i, mediaType := range []string{v1.MediaTypeImageLayer, v1.MediaTypeImageLayerGzip, v1.MediaTypeImageLayerGzip} {
 			want := digest.FromBytes(content[:size])
-			write := l.Write
+			var got v1.Descriptor
+			var err error
 			if i == 2 {
-				write = l.WriteAside
+				got, err = l.Make(t.Context(), mediaType, true, func(w io.Writer) error {
+					_, err := bytes.NewReader(content[:size]).WriteTo(struct{ io.Writer }{w})
+					return err
+				})
+			} else {
+				got, err = l.Write(t.Context(), v1.Descriptor{MediaType: mediaType}, iotest.HalfReader(bytes.NewReader(content[:size])))
 			}
-			got, err := write(t.Context(), v1.Descriptor{MediaType: mediaType}, iotest.HalfReader(bytes.NewReader(content[:size])))
 			if err != nil || got.Digest != want || got.Size != int64(size) {
 				t.Errorf("%d bytes as %s: %v, %v", size, mediaType, got, err)
 				continue
@@ -681,6 +689,25 @@ func TestWriteLarge(t *testing.T) {
 	// An end that the reader did not expect is no end.
 	cut := io.MultiReader(bytes.NewReader(content[:pieceSize+5]), iotest.ErrReader(io.ErrUnexpectedEOF))
 	if _, err := l.Write(t.Context(), v1.Descriptor{}, cut); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("got %v", err)
+	}
+	// Nor is one that the writer fails at, which says itself why.
+	failure := errors.New("it was not to be")
+	_, err := l.Make(t.Context(), v1.MediaTypeImageLayer, false, func(w io.Writer) error {
+		_, err := w.Write(content)
+		return errors.Join(err, failure)
+	})
+	if err == nil || err.Error() != failure.Error() || temps(t, l) != 0 {
+		t.Errorf("got %v, and %d temporary files are left", err, temps(t, l))
+	}
+	// One who has stopped is not waited for.
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err = l.Make(ctx, v1.MediaTypeImageLayer, false, func(w io.Writer) error {
+		cancel()
+		_, err := w.Write(content)
+		return err
+	})
+	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

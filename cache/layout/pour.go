@@ -39,8 +39,10 @@ const (
 	weighPieces = 4
 )
 
-// pour is the copying of a stream into a blob's file. It is read, hashed and
-// written at the same time.
+// A Pour writes a stream to a file that is empty. It is cut into pieces, which
+// are hashed and written while whoever has the stream makes the next ones: a
+// Pour is the writer, and not a reader of a pipe, so that the stream needs no
+// goroutine of its own, which would wait for a processor in each piece.
 //
 // With direct, all from some place on, but for the end, goes past the page
 // cache (O_DIRECT, open(2)). A blob is on disk before it has a name, so it is
@@ -48,7 +50,9 @@ const (
 // memory for that, and to push out what builds read. That costs whoever reads
 // the blob next: it is right for blobs that are kept and not used, and for
 // others where memory is dear.
-type pour struct {
+//
+// One goroutine uses it at a time. Close must be called.
+type Pour struct {
 	f      *unnamed.File
 	h      hash.Hash // may be nil
 	limit  int64     // fail at the first byte over this; negative: none
@@ -56,7 +60,19 @@ type pour struct {
 	from   int64         // where direct begins
 	dear   time.Duration // what writing a MiB may cost before direct is set; 0 is anything
 
-	// Of the writer.
+	// Of who writes to it.
+	ctx     context.Context
+	free    chan *piece // nil before the first byte, and after the end
+	hashing chan *piece
+	writing chan *piece
+	current *piece // that is being filled; nil for none
+	size    int    // of the next one
+	total   int64
+
+	// Of the goroutines that hash and write.
+	running sync.WaitGroup
+	stop    context.CancelCauseFunc // of ctx
+	failed  error                   // of the writer
 	written int64
 	flushed int64
 	on      bool          // O_DIRECT is set
@@ -64,12 +80,10 @@ type pour struct {
 	weighed int           // how many pieces that were
 }
 
-// Pour copies a stream to a file that is empty and its end, and has the disk
-// work on it meanwhile. Where memory is dear most of it goes past that. It
-// returns the stream's length.
-func Pour(ctx context.Context, f *unnamed.File, r io.Reader) (int64, error) {
-	p := pour{f: f, limit: -1, dear: dearMemory, from: directFrom}
-	return p.copy(ctx, r)
+// NewPour returns what writes to a file, and has the disk work on it
+// meanwhile. Where memory is dear most of it goes past that.
+func NewPour(ctx context.Context, f *unnamed.File) *Pour {
+	return &Pour{f: f, ctx: ctx, limit: -1, dear: dearMemory, from: directFrom}
 }
 
 // piece is a part of the stream.
@@ -79,23 +93,26 @@ type piece struct {
 	users atomic.Int32 // the hasher, the writer
 }
 
-// copy reads r to its end and returns its length.
-func (p *pour) copy(ctx context.Context, r io.Reader) (int64, error) {
-	free := make(chan *piece, pieceCount)
+// smallPiece is what most blobs, which are manifests, are written in.
+const smallPiece = 64 << 10
+
+// begin starts what hashes and what writes.
+func (p *Pour) begin() {
+	p.ctx, p.stop = context.WithCancelCause(p.ctx)
+	p.size = smallPiece
+	p.free = make(chan *piece, pieceCount)
 	for range pieceCount {
-		free <- &piece{}
+		p.free <- &piece{}
 	}
 	// They have room for all pieces: nobody waits to hand one on.
-	hashing, writing := make(chan *piece, pieceCount), make(chan *piece, pieceCount)
+	p.hashing, p.writing = make(chan *piece, pieceCount), make(chan *piece, pieceCount)
+	free, hashing, writing := p.free, p.hashing, p.writing
 	give := func(x *piece) {
 		if x.users.Add(-1) == 0 {
 			free <- x
 		}
 	}
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var g sync.WaitGroup
-	g.Go(func() {
+	p.running.Go(func() {
 		for x := range hashing {
 			if p.h != nil {
 				p.h.Write(x.buf[:x.n])
@@ -103,80 +120,123 @@ func (p *pour) copy(ctx context.Context, r io.Reader) (int64, error) {
 			give(x)
 		}
 	})
-	var failed error
-	g.Go(func() {
+	p.running.Go(func() {
 		for x := range writing {
-			if failed == nil {
-				if failed = p.write(x.buf[:x.n]); failed != nil {
-					stop(failed)
+			if p.failed == nil {
+				if p.failed = p.write(x.buf[:x.n]); p.failed != nil {
+					p.stop(p.failed)
 				}
 			}
 			give(x)
 		}
 	})
-	total, err := p.read(ctx, r, free, func(x *piece) {
-		x.users.Store(2)
-		hashing <- x
-		writing <- x
-	})
-	close(hashing)
-	close(writing)
-	g.Wait()
-	if failed != nil {
-		err = failed
-	}
-	return total, err
 }
 
-// read cuts the stream into pieces.
-func (p *pour) read(ctx context.Context, r io.Reader, free <-chan *piece, hand func(*piece)) (int64, error) {
-	total, size := int64(0), smallPiece
-	for {
-		if ctx.Err() != nil {
-			return total, context.Cause(ctx)
-		}
-		x := <-free
-		if len(x.buf) < size {
-			x.buf = unnamed.DirectBuffer(size) // only now: most blobs are small
-		}
-		n, err := fill(r, x.buf[:size])
-		if err != nil && err != io.EOF {
-			return total, err
-		}
-		x.n, total = n, total+int64(n)
-		if p.limit >= 0 && total > p.limit {
-			return total, fmt.Errorf("content is longer than the %d bytes expected", p.limit)
-		}
-		hand(x)
-		if err == io.EOF {
-			return total, nil
-		}
-		if total%pieceSize == 0 { // large ones begin at multiples of their size
-			size = pieceSize
-		}
+// room is what can be filled next.
+func (p *Pour) room() ([]byte, error) {
+	if p.free == nil {
+		p.begin()
 	}
+	if p.current == nil {
+		if p.ctx.Err() != nil {
+			return nil, context.Cause(p.ctx)
+		}
+		x := <-p.free
+		if len(x.buf) < p.size {
+			x.buf = unnamed.DirectBuffer(p.size) // only now: most blobs are small
+		}
+		x.n, p.current = 0, x
+	}
+	return p.current.buf[p.current.n:p.size], nil
 }
 
-// fill reads until b is full. Unlike with io.ReadFull an io.ErrUnexpectedEOF
-// is the reader's own, and no end.
-func fill(r io.Reader, b []byte) (int, error) {
-	n := 0
-	for n < len(b) {
-		m, err := r.Read(b[n:])
-		n += m
+// filled says how much of the room was.
+func (p *Pour) filled(n int) error {
+	x := p.current
+	x.n += n
+	if p.total += int64(n); p.limit >= 0 && p.total > p.limit {
+		return fmt.Errorf("content is longer than the %d bytes expected", p.limit)
+	}
+	if x.n == p.size {
+		p.hand()
+		if p.total%pieceSize == 0 { // large ones begin at multiples of their size
+			p.size = pieceSize
+		}
+	}
+	return nil
+}
+
+// hand hands the piece on.
+func (p *Pour) hand() {
+	x := p.current
+	p.current = nil
+	x.users.Store(2)
+	p.hashing <- x
+	p.writing <- x
+}
+
+// Write takes more of the stream. After an error no more comes of it.
+func (p *Pour) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		room, err := p.room()
 		if err != nil {
-			return n, err
+			return done, err
+		}
+		n := copy(room, b[done:])
+		done += n
+		if err := p.filled(n); err != nil {
+			return done, err
 		}
 	}
-	return n, nil
+	return done, nil
 }
 
-// smallPiece is what most blobs, which are manifests, are read in.
-const smallPiece = 64 << 10
+// ReadFrom takes what r holds, up to its end.
+func (p *Pour) ReadFrom(r io.Reader) (int64, error) {
+	before := p.total
+	for {
+		room, err := p.room()
+		if err != nil {
+			return p.total - before, err
+		}
+		n, err := r.Read(room)
+		if tooLong := p.filled(n); tooLong != nil {
+			return p.total - before, tooLong
+		}
+		if err == io.EOF {
+			return p.total - before, nil
+		}
+		if err != nil {
+			return p.total - before, err
+		}
+	}
+}
+
+// Close ends the stream and waits until all of it is hashed and written. A
+// further Close does nothing.
+func (p *Pour) Close() error {
+	if p.free == nil {
+		return nil
+	}
+	if p.current != nil && p.current.n > 0 {
+		p.hand()
+	}
+	p.free = nil
+	close(p.hashing)
+	close(p.writing)
+	p.running.Wait()
+	p.stop(nil)
+	if p.on { // what is written to the file next has any length
+		p.f.SetDirect(false)
+		p.on = false
+	}
+	return p.failed
+}
 
 // write writes a piece, and has the disk work on what is not direct: the sync
 // at the end then finds little left to do.
-func (p *pour) write(b []byte) error {
+func (p *Pour) write(b []byte) error {
 	if p.dear == 0 || p.direct || len(b) < pieceSize {
 		return p.put(b)
 	}
@@ -202,7 +262,7 @@ func threadTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-func (p *pour) put(b []byte) error {
+func (p *Pour) put(b []byte) error {
 	if on := p.direct && len(b) == pieceSize && p.written >= p.from; on != p.on {
 		// Not all file systems can do it.
 		if p.on = p.f.SetDirect(on) && on; !p.on {

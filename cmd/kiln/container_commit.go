@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -125,7 +126,11 @@ func (a *app) commitLayer(ctx context.Context, store *cache.Store, k *container.
 	rd, wr := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := archive.Pack(ctx, wr, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), t, archive.PackOptions{})
+		w := bufio.NewWriterSize(wr, 256<<10)
+		err := archive.Pack(ctx, w, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), t, archive.PackOptions{})
+		if err == nil {
+			err = w.Flush()
+		}
 		_ = wr.CloseWithError(err)
 		done <- err
 	}()

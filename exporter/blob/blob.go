@@ -310,57 +310,47 @@ func (m *Maker) compress(ctx context.Context, b Blob, f Form) (Blob, error) {
 		defer known.Close()
 		remember = known
 	}
-	pr, pw := io.Pipe()
-	done := make(chan error, 1)
-	go func() {
-		err := func() error {
-			// Reading a blob checks its digest, which is the diff ID of one
-			// that is not compressed.
-			checked := b.Descriptor.Digest == b.DiffID && CompressionOf(b.Descriptor.MediaType) == archive.Uncompressed
-			plain := r
-			if !checked {
-				var err error
-				if plain, err = archive.Decompress(ctx, r); err != nil {
-					return err
-				}
-				defer plain.Close()
-			}
-			level := archive.DefaultLevel
-			if l := f.level(); l != nil {
-				level = *l
-			}
-			z, err := archive.CompressWith(pw, f.compression(), level, remember)
-			if err != nil {
-				return err
-			}
-			h := digest.Canonical.Digester()
-			to := io.Writer(z)
-			if !checked {
-				to = io.MultiWriter(h.Hash(), z)
-			}
-			_, err = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{plain}, make([]byte, 256<<10))
-			if err == nil {
-				// What follows the compressed stream is part of the blob.
-				_, err = io.Copy(io.Discard, r)
-			}
-			if err == nil && !checked && h.Digest() != b.DiffID {
-				err = &layout.CorruptError{Digest: b.Descriptor.Digest, Reason: fmt.Sprintf("its content has the digest %s, not %s", h.Digest(), b.DiffID)}
-			}
-			return errors.Join(err, z.Close())
-		}()
-		pw.CloseWithError(err)
-		done <- err
-	}()
-	write, made := images.Write, io.Reader(pr)
 	if m.Beside != nil {
 		m.Beside.Restart()
-		write, made = images.WriteAside, io.TeeReader(pr, m.Beside)
 	}
-	desc, err := write(ctx, v1.Descriptor{MediaType: f.compression().MediaType()}, made)
-	pr.CloseWithError(err)
-	if copyError := <-done; copyError != nil {
-		err = copyError
-	}
+	desc, err := images.Make(ctx, f.compression().MediaType(), m.Beside != nil, func(blob io.Writer) error {
+		if m.Beside != nil {
+			blob = io.MultiWriter(blob, m.Beside)
+		}
+		// Reading a blob checks its digest, which is the diff ID of one
+		// that is not compressed.
+		checked := b.Descriptor.Digest == b.DiffID && CompressionOf(b.Descriptor.MediaType) == archive.Uncompressed
+		plain := r
+		if !checked {
+			var err error
+			if plain, err = archive.Decompress(ctx, r); err != nil {
+				return err
+			}
+			defer plain.Close()
+		}
+		level := archive.DefaultLevel
+		if l := f.level(); l != nil {
+			level = *l
+		}
+		z, err := archive.CompressWith(blob, f.compression(), level, remember)
+		if err != nil {
+			return err
+		}
+		h := digest.Canonical.Digester()
+		to := io.Writer(z)
+		if !checked {
+			to = io.MultiWriter(h.Hash(), z)
+		}
+		_, err = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{plain}, make([]byte, 256<<10))
+		if err == nil {
+			// What follows the compressed stream is part of the blob.
+			_, err = io.Copy(io.Discard, r)
+		}
+		if err == nil && !checked && h.Digest() != b.DiffID {
+			err = &layout.CorruptError{Digest: b.Descriptor.Digest, Reason: fmt.Sprintf("its content has the digest %s, not %s", h.Digest(), b.DiffID)}
+		}
+		return errors.Join(err, z.Close())
+	})
 	if err != nil {
 		return Blob{}, fmt.Errorf("compress layer blob %s: %w", b.Descriptor.Digest, err)
 	}

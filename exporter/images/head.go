@@ -22,12 +22,11 @@ type Head struct {
 	path string
 
 	mu   sync.Mutex
-	file *unnamed.File  // nil before the first byte, and after a failure
-	into *io.PipeWriter // what is to be written to the file; nil once that is done
-	done chan error     // has one then
-	size int64          // of the blob, so far
-	gone bool           // do not try again
-	blob v1.Descriptor  // once it is whole
+	file *unnamed.File // nil before the first byte, and after a failure
+	into *layout.Pour  // writes to it; nil once all is written
+	size int64         // of the blob, so far
+	gone bool          // do not try again
+	blob v1.Descriptor // once it is whole
 }
 
 // headLen is how much of an archive comes before the content of its first
@@ -85,15 +84,9 @@ func (h *Head) begin() error {
 	if err != nil {
 		return err
 	}
-	from, into := io.Pipe()
-	done := make(chan error, 1)
-	h.file, h.into, h.done = f, into, done
-	go func() {
-		_, err := layout.Pour(context.Background(), f, io.MultiReader(bytes.NewReader(make([]byte, headLen)), from))
-		from.CloseWithError(err)
-		done <- err
-	}()
-	return nil
+	h.file, h.into = f, layout.NewPour(context.Background(), f)
+	_, err = h.into.Write(make([]byte, headLen))
+	return err
 }
 
 // Finish says that all of a blob was written, and which it is. Its bytes are
@@ -107,7 +100,7 @@ func (h *Head) Finish(blob v1.Descriptor) {
 	if h.file == nil || h.blob.Digest != "" {
 		return
 	}
-	if err := h.end(nil); err != nil || h.size != blob.Size {
+	if err := h.end(); err != nil || h.size != blob.Size {
 		h.drop()
 		return
 	}
@@ -127,20 +120,20 @@ func (h *Head) Discard() {
 
 func (h *Head) drop() {
 	if h.file != nil {
-		_ = h.end(errDropped)
+		_ = h.end() // nothing comes of this file
 		_ = h.file.Close()
 	}
 	h.file, h.size, h.blob = nil, 0, v1.Descriptor{}
 }
 
-// end waits until all is written, or with an error no more is.
-func (h *Head) end(err error) error {
+// end waits until all is written.
+func (h *Head) end() error {
 	if h.into == nil {
 		return nil
 	}
-	h.into.CloseWithError(err) // nil is io.EOF
+	err := h.into.Close()
 	h.into = nil
-	return <-h.done
+	return err
 }
 
 // take returns the file, positioned behind the blob, if it is of this one. The
@@ -180,8 +173,6 @@ func WriteArchiveFile(ctx context.Context, l *layout.Layout, path string, head *
 	}
 	return WriteFile(path, func(w io.Writer) error { return a.write(ctx, w, o) })
 }
-
-var errDropped = errors.New("nothing comes of this file")
 
 // errHead says that a blob's header is longer than others': that of one with
 // eight gigabytes or more.
