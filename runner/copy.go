@@ -45,7 +45,7 @@ func (r *Runner) copy(ctx context.Context, a *solver.Action, o op.Copy) (solver.
 	var fed *Packing
 	if len(p.archives) == 0 { // which could change files in place
 		fed = r.feed(a, p, t)
-		last = r.lastLayer(ctx, a, len(p.entries), fed.alone())
+		last = r.lastLayer(ctx, a, len(t.Entries), fed.alone())
 	}
 	var l solver.Layer
 	packed := false
@@ -97,12 +97,12 @@ type plan struct {
 	facts    *op.Facts
 	chmod    chmod
 	now      int64
-	made     int64 // time of new directories
-	entries  map[string]*planned
-	order    []*planned // the same, as they came: selections are sorted
-	slab     []planned  // where they are
-	archives []*planned // to be unpacked at facts.Path
-	local    bool       // a source is a local context
+	made     int64          // time of new directories
+	entries  []tree.Entry   // as they came, which is sorted but for directories of the way
+	picked   []picked       // of each
+	at       map[string]int // where in both a path is
+	archives []picked       // to be unpacked at facts.Path
+	local    bool           // a source is a local context
 }
 
 // traceable reports whether the layer t is of files of a local context, more
@@ -117,39 +117,44 @@ func (p *plan) traceable(t *tree.Tree) bool {
 	return p.local && len(p.archives) == 0 && files > 1
 }
 
-type planned struct {
-	tree.Entry
+// picked is a file that a selection has, where its bytes are.
+type picked struct {
 	from *tree.Entry // as selected; nil for directories of the way
 	sel  *selection
 }
 
 func newPlan(f *op.Facts, c chmod) *plan {
 	now := time.Now().UnixNano()
-	return &plan{facts: f, chmod: c, now: now, made: now, entries: map[string]*planned{}}
+	return &plan{facts: f, chmod: c, now: now, made: now, at: map[string]int{}}
 }
 
 // put plans an entry, in place of what was planned for its path.
-func (p *plan) put(e planned) {
-	if before, ok := p.entries[e.Path]; ok {
-		*before = e
+func (p *plan) put(e tree.Entry, from picked) {
+	if i, ok := p.at[e.Path]; ok {
+		p.entries[i], p.picked[i] = e, from
 		return
 	}
-	if len(p.slab) == cap(p.slab) {
-		p.slab = make([]planned, 0, 64)
+	p.at[e.Path] = len(p.entries)
+	p.entries = append(p.entries, e)
+	p.picked = append(p.picked, from)
+}
+
+// putAll plans a selection as it is.
+func (p *plan) putAll(s *selection) {
+	p.room(len(s.tree.Entries))
+	for i := range s.tree.Entries {
+		e := s.tree.Entries[i]
+		e.Source = ""
+		p.put(e, picked{&s.tree.Entries[i], s})
 	}
-	p.slab = append(p.slab, e)
-	at := &p.slab[len(p.slab)-1]
-	p.entries[e.Path] = at
-	p.order = append(p.order, at)
 }
 
 // room makes room for so many entries.
 func (p *plan) room(n int) {
-	if len(p.entries) == 0 {
-		p.entries = make(map[string]*planned, n)
+	if len(p.at) == 0 {
+		p.at = make(map[string]int, n)
 	}
-	p.order = slices.Grow(p.order, n)
-	p.slab = make([]planned, 0, n)
+	p.entries, p.picked = slices.Grow(p.entries, n), slices.Grow(p.picked, n)
 }
 
 // add plans a selection.
@@ -163,7 +168,7 @@ func (p *plan) add(ctx context.Context, s *selection, unpack bool) error {
 				return err
 			}
 			if is {
-				p.archives = append(p.archives, &planned{Entry: *from, from: from, sel: s})
+				p.archives = append(p.archives, picked{from, s})
 				p.way(chmod{}) // --chmod is not for what archives bring about
 				continue
 			}
@@ -188,10 +193,10 @@ func (p *plan) add(ctx context.Context, s *selection, unpack bool) error {
 		if e.Type != tree.Symlink {
 			e.Mode = p.chmod.apply(e.Mode, e.Type == tree.Dir)
 		}
-		if before, ok := p.entries[e.Path]; ok && (before.Type == tree.Dir) != (e.Type == tree.Dir) {
-			return fmt.Errorf("/%s is a %s in one source and a %s in another", e.Path, before.Type, e.Type)
+		if i, ok := p.at[e.Path]; ok && (p.entries[i].Type == tree.Dir) != (e.Type == tree.Dir) {
+			return fmt.Errorf("/%s is a %s in one source and a %s in another", e.Path, p.entries[i].Type, e.Type)
 		}
-		p.put(planned{Entry: e, from: from, sel: s})
+		p.put(e, picked{from, s})
 	}
 	if len(s.tree.Entries) > 0 {
 		p.way(p.chmod)
@@ -232,8 +237,9 @@ func isArchive(ctx context.Context, s *selection, e *tree.Entry) (bool, error) {
 // gets. One that exists keeps the rest of its attributes.
 func (p *plan) top(from *tree.Entry) {
 	p.way(p.chmod)
-	e := p.entries[strings.TrimPrefix(p.facts.Path, "/")]
-	e.Mtime = from.Mtime
+	if i, ok := p.at[strings.TrimPrefix(p.facts.Path, "/")]; ok {
+		p.entries[i].Mtime = from.Mtime
+	}
 }
 
 // way plans the directories down to the destination: those that exist keep
@@ -242,12 +248,12 @@ func (p *plan) top(from *tree.Entry) {
 func (p *plan) way(chmod chmod) {
 	for i, d := range p.facts.Existing {
 		at := strings.TrimPrefix(d.Path, "/")
-		if _, ok := p.entries[at]; !ok {
+		if _, ok := p.at[at]; !ok {
 			e := tree.Entry{Path: at, Type: tree.Dir, Mode: d.Mode, UID: d.UID, GID: d.GID, Xattrs: d.Xattrs, Mtime: d.Mtime}
 			if i == len(p.facts.Existing)-1 {
 				e.Mtime = p.now
 			}
-			p.put(planned{Entry: e})
+			p.put(e, picked{})
 		}
 	}
 	dir := strings.TrimPrefix(p.facts.Path, "/")
@@ -255,7 +261,7 @@ func (p *plan) way(chmod chmod) {
 		dir = parent(dir)
 	}
 	for dir != "" {
-		if _, ok := p.entries[dir]; ok {
+		if _, ok := p.at[dir]; ok {
 			break
 		}
 		e := tree.Entry{Path: dir, Type: tree.Dir, Mode: 0o755, Mtime: p.made}
@@ -265,7 +271,7 @@ func (p *plan) way(chmod chmod) {
 		if chmod.octal {
 			e.Mode = chmod.apply(0, true) & 0o777 // as mkdir(2) does
 		}
-		p.put(planned{Entry: e})
+		p.put(e, picked{})
 		dir = parent(dir)
 	}
 }

@@ -19,12 +19,11 @@ import (
 	"kiln.build/cache/tree"
 )
 
-// tree is the listing of the layer that is planned.
+// tree is the listing of the layer that is planned. There is nothing more to be
+// planned then: the entries are the listing's.
 func (p *plan) tree() (*tree.Tree, error) {
-	t := &tree.Tree{Entries: make([]tree.Entry, 0, len(p.order))}
-	for _, e := range p.order {
-		t.Entries = append(t.Entries, e.Entry)
-	}
+	t := &tree.Tree{Entries: p.entries}
+	p.entries = nil
 	t.Sort()
 	dropDanglingLinks(t)
 	return t, t.Check()
@@ -32,9 +31,12 @@ func (p *plan) tree() (*tree.Tree, error) {
 
 // open opens the source of a planned file.
 func (p *plan) open(e *tree.Entry) (io.ReadCloser, error) {
-	from := p.entries[e.Path]
-	return from.sel.from.open(from.from)
+	o := p.picked[p.at[e.Path]]
+	return o.sel.from.open(o.from)
 }
+
+// source is what a planned file is called where it comes from.
+func (p *plan) source(e *tree.Entry) string { return sourceOf(p.picked[p.at[e.Path]].from) }
 
 // all makes what is planned below dir, which is empty, and returns its listing.
 func (p *plan) all(ctx context.Context, dir string) (*tree.Tree, error) {
@@ -230,7 +232,7 @@ var noContent = digest.FromBytes(nil)
 
 // changedMeanwhile is the error of a source that is not what was selected.
 func (p *plan) changedMeanwhile(e *tree.Entry) error {
-	return fmt.Errorf("%q changed while the build was running: run it again", "/"+sourceOf(p.entries[e.Path].from))
+	return fmt.Errorf("%q changed while the build was running: run it again", "/"+p.source(e))
 }
 
 // read appends the content of a small file, and checks that it is what was
@@ -253,7 +255,7 @@ func (p *plan) read(buf []byte, e *tree.Entry) ([]byte, error) {
 			return buf[:start], p.changedMeanwhile(e)
 		}
 		if err != nil && err != io.EOF {
-			return buf[:start], fmt.Errorf("copy %q: %w", "/"+sourceOf(p.entries[e.Path].from), err)
+			return buf[:start], fmt.Errorf("copy %q: %w", "/"+p.source(e), err)
 		}
 	}
 	if !tree.Holds(e, buf[start:end]) {
@@ -278,7 +280,7 @@ func (p *plan) writeFile(at string, e *tree.Entry, content []byte) error {
 		err = dst.setAttributes(e.UID, e.GID, e.Mode, e.Xattrs, e.Mtime)
 	}
 	if err := errors.Join(err, dst.Close()); err != nil {
-		return fmt.Errorf("copy %q: %w", "/"+sourceOf(p.entries[e.Path].from), err)
+		return fmt.Errorf("copy %q: %w", "/"+p.source(e), err)
 	}
 	return nil
 }
@@ -310,7 +312,7 @@ func (p *plan) copyLarge(ctx context.Context, at string, e *tree.Entry, buf []by
 		err = dst.setAttributes(e.UID, e.GID, e.Mode, e.Xattrs, e.Mtime)
 	}
 	if err := errors.Join(err, dst.Close()); err != nil {
-		return fmt.Errorf("copy %q: %w", "/"+sourceOf(p.entries[e.Path].from), err)
+		return fmt.Errorf("copy %q: %w", "/"+p.source(e), err)
 	}
 	if digest.NewDigest(digest.SHA256, h) != e.Digest {
 		return p.changedMeanwhile(e)

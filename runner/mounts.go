@@ -205,11 +205,7 @@ func (x *execution) bindSource(ctx context.Context, m op.Mount) ([]solver.Layer,
 // one is found again by its digest.
 func (x *execution) materialise(ctx context.Context, s *selection) (solver.Layer, error) {
 	p := newPlan(&op.Facts{Path: "/", Dir: true}, chmod{})
-	for i := range s.tree.Entries {
-		e := s.tree.Entries[i]
-		e.Source = ""
-		p.put(planned{Entry: e, from: &s.tree.Entries[i], sel: s})
-	}
+	p.putAll(s)
 	draft, err := x.r.Store.NewLayer()
 	if err != nil {
 		return solver.Layer{}, err
@@ -257,13 +253,8 @@ func (x *execution) fill(ctx context.Context, dir string, layers []solver.Layer,
 	if err != nil {
 		return err
 	}
-	s := &selection{tree: t, from: &layerFiles{index: idx, dirs: dirs}}
 	p := newPlan(&op.Facts{Path: "/", Dir: true}, chmod{})
-	for i := range t.Entries {
-		e := t.Entries[i]
-		e.Source = ""
-		p.put(planned{Entry: e, from: &t.Entries[i], sel: s})
-	}
+	p.putAll(&selection{tree: t, from: &layerFiles{index: idx, dirs: dirs}})
 	_, err = p.all(ctx, dir)
 	return err
 }
