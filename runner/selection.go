@@ -202,9 +202,10 @@ type place interface {
 	find(path string, follow bool) (resolved string, e tree.Entry, err error)
 
 	// walk lists a directory: itself with path "", then what is below it,
-	// paths relative to it, with Source set to the path in the place.
-	// What matches a pattern of exclude, read below the path under, is left
-	// out; a directory that still holds something gets a new time.
+	// paths relative to it, with Source set to the path in the place; the
+	// list becomes the caller's. What matches a pattern of exclude, read below
+	// the path under, is left out; a directory that still holds something gets
+	// a new time.
 	walk(dir, under string, exclude []string) ([]tree.Entry, error)
 }
 
@@ -391,6 +392,9 @@ func (k *picker) add(p, under, name string, hidden bool) error {
 	if err != nil {
 		return err
 	}
+	if len(k.t.Entries) == 0 {
+		k.t.Entries = entries[:0] // each is read before one is put there
+	}
 	k.t.Entries = slices.Grow(k.t.Entries, len(entries))
 	if len(k.picked) == 0 {
 		k.picked = make(map[string]tree.Type, len(entries))
@@ -446,6 +450,9 @@ func (k *picker) put(e tree.Entry) error {
 // relink makes hard links lead to the path that their first file has in this
 // tree. Entries come with the path in the place where they were found.
 func relink(t *tree.Tree) {
+	if !slices.ContainsFunc(t.Entries, func(e tree.Entry) bool { return e.Hardlink != "" }) {
+		return
+	}
 	type first struct {
 		path string // here
 		own  bool   // the file's own place, not that of a hard link to it
