@@ -5,14 +5,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"kiln.build/cache/layout/unnamed"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -240,26 +237,14 @@ func (p *Pour) write(b []byte) error {
 	if p.dear == 0 || p.direct || len(b) < pieceSize {
 		return p.put(b)
 	}
-	runtime.LockOSThread() // whose clock it is
-	start := threadTime()
-	err := p.put(b)
-	p.cost += threadTime() - start
-	runtime.UnlockOSThread()
+	var err error
+	p.cost += unnamed.Busy(func() { err = p.put(b) })
 	if p.weighed++; p.cost > weighPieces*p.dear {
 		p.direct = true
 	} else if p.weighed == weighPieces {
 		p.cost, p.weighed = 0, 0
 	}
 	return err
-}
-
-// threadTime is how much of a processor this thread has had.
-func threadTime() time.Duration {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
 }
 
 func (p *Pour) put(b []byte) error {

@@ -4,20 +4,39 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"kiln.build/cache/layout/unnamed"
 
 	"golang.org/x/sys/unix"
 )
 
-// ranges reads parts of a blob, each once. What is in memory comes from there.
-// The rest goes past the page cache (O_DIRECT, open(2)), where it could only
-// take the place of what someone needs again: the next time these bytes are
-// read from the blob that is being made. It may be used by several goroutines.
+// ranges reads parts of a blob, each once. What is in memory comes from there,
+// as long as that is cheap. The rest goes past the page cache (O_DIRECT,
+// open(2)), where it could only take the place of what someone needs again: the
+// next time these bytes are read from the blob that is being made. It may be
+// used by several goroutines.
 type ranges struct {
 	file   *os.File
 	direct *os.File // nil where it cannot be had
+
+	// What reading from memory took since it was last weighed.
+	bytes atomic.Int64
+	cost  atomic.Int64 // in nanoseconds of a processor
+	dear  atomic.Bool  // it is not worth that
 }
+
+const (
+	// dearMemory is what a MiB from memory may take of a processor. It takes a
+	// quarter of a millisecond, and three where the host of a virtual machine
+	// has taken pages back that nobody had looked at for a while. From a disk it
+	// takes as long, but hardly any of a processor.
+	dearMemory = time.Millisecond
+
+	// weighBytes is after how much that is looked at.
+	weighBytes = 4 << 20
+)
 
 func openRanges(path string) (*ranges, error) {
 	f, err := os.Open(path)
@@ -40,20 +59,36 @@ func (r *ranges) close() {
 
 // readAt fills b.
 func (r *ranges) readAt(b []byte, offset int64) error {
-	// Not all file systems can tell what is in memory: nothing is read then.
-	n, err := unix.Preadv2(int(r.file.Fd()), [][]byte{b}, offset, unix.RWF_NOWAIT)
-	if err != nil || n < 0 {
-		n = 0
+	if !r.dear.Load() {
+		n := r.readCached(b, offset)
+		if n == len(b) {
+			return nil
+		}
+		b, offset = b[n:], offset+int64(n)
 	}
-	if n == len(b) {
-		return nil
-	}
-	b, offset = b[n:], offset+int64(n)
 	if r.direct != nil && r.readPast(b, offset) {
 		return nil
 	}
-	_, err = r.file.ReadAt(b, offset)
+	_, err := r.file.ReadAt(b, offset)
 	return err
+}
+
+// readCached reads what is in memory, up to the first that is not.
+func (r *ranges) readCached(b []byte, offset int64) (n int) {
+	cost := unnamed.Busy(func() {
+		// Not all file systems can tell what is in memory: nothing is read then.
+		n, _ = unix.Preadv2(int(r.file.Fd()), [][]byte{b}, offset, unix.RWF_NOWAIT)
+	})
+	n = max(n, 0)
+	total, all := r.bytes.Add(int64(n)), r.cost.Add(int64(cost))
+	if total >= weighBytes {
+		r.bytes.Add(-total)
+		r.cost.Add(-all)
+		if r.direct != nil && all > total>>20*int64(dearMemory) {
+			r.dear.Store(true)
+		}
+	}
+	return n
 }
 
 // pastBuffers are for direct reads.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +36,8 @@ func TestRanges(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		"dear":    func(r *ranges) { r.dear.Store(true) },
+		"weighed": func(r *ranges) { r.cost.Store(int64(time.Hour)) },
 		"not past memory": func(r *ranges) {
 			if r.direct != nil {
 				r.direct.Close()
@@ -66,6 +69,9 @@ func TestRanges(t *testing.T) {
 			})
 		}
 		wait.Wait()
+		if what == "weighed" && r.direct != nil && !r.dear.Load() {
+			t.Error("what takes an hour is not dear")
+		}
 		if err := r.readAt(make([]byte, 2), int64(len(content))-1); err == nil {
 			t.Errorf("%s: there is more than all", what)
 		}

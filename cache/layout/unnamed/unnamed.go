@@ -5,7 +5,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -109,6 +111,26 @@ func DirectBuffer(size int) []byte {
 	b := make([]byte, size+DirectAlign)
 	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (DirectAlign - 1)
 	return b[skip : skip+size : skip+size]
+}
+
+// Busy calls f and returns how much of a processor that took: of reading and
+// writing memory, what it takes the kernel to have that memory, too, which in
+// a virtual machine may have to come from the host.
+func Busy(f func()) time.Duration {
+	runtime.LockOSThread() // whose clock it is
+	defer runtime.UnlockOSThread()
+	start := threadTime()
+	f()
+	return threadTime() - start
+}
+
+// threadTime is how much of a processor this thread has had.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }
 
 // Close ends writing. What has no name goes. Network file systems may tell only
