@@ -79,6 +79,8 @@ func (m *Monitor) Run(ctx context.Context, c *Container) (code int, err error) {
 		conns: map[*net.UnixConn]bool{},
 	}
 	defer w.finish(l)
+	w.makeGroups()
+	defer func() { err = errors.Join(err, w.groups.Discard()) }()
 	if m.Watcher != nil {
 		if err := w.attached(m.Watcher); err != nil {
 			return 0, &StartError{125, err}
@@ -110,6 +112,11 @@ type watch struct {
 	stdin    input
 	listener *net.UnixListener
 	wg       sync.WaitGroup // of the listener, its connections, and detached commands
+
+	// Control groups that nobody has taken yet, and the limits they were made
+	// with; nil for none.
+	groups *sandbox.Groups
+	limits sandbox.Limits
 
 	mu     sync.Mutex
 	st     State

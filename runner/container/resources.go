@@ -131,18 +131,39 @@ func (r *Resources) zero() bool {
 		len(r.BlockWeights)+len(r.ReadBps)+len(r.WriteBps)+len(r.ReadIOps)+len(r.WriteIOps) == 0
 }
 
-// groups begins to make the control groups, unless resources has to say first
-// what belongs to them.
-func (r *run) groups() *sandbox.Groups {
-	c := r.c
+// makeGroups begins to make the control groups, unless resources has to say
+// first what is in them.
+func (w *watch) makeGroups() {
+	c := w.c
 	if len(c.CDI)+len(c.DeviceRules)+len(c.Devices) > 0 || !c.More.zero() {
-		return nil
+		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return sandbox.MakeGroups(sandbox.Spec{
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.limits = c.Limits
+	w.groups = sandbox.MakeGroups(sandbox.Spec{
 		Command: sandbox.Command{Privileged: c.Privileged}, Runtime: c.Runtime, Limits: c.Limits, Accounting: true,
 	})
+}
+
+// takeGroups are the control groups for the next run, nil where the sandbox is
+// to make them.
+func (w *watch) takeGroups() (*sandbox.Groups, error) {
+	w.mu.Lock()
+	changed := w.groups != nil && w.limits != w.c.Limits
+	w.mu.Unlock()
+	if changed { // before anyone could tell this process
+		if err := w.groups.Discard(); err != nil {
+			return nil, err
+		}
+		w.groups = nil
+	}
+	if w.groups == nil {
+		w.makeGroups()
+	}
+	g := w.groups
+	w.groups = nil
+	return g, nil
 }
 
 // resources adds to the sandbox what few containers have: devices of CDI,

@@ -28,7 +28,10 @@ type run struct {
 func (w *watch) once(ctx context.Context) (int, error) {
 	r := &run{watch: w}
 	defer r.close()
-	groups := r.groups()
+	groups, err := r.takeGroups()
+	if err != nil {
+		return 0, &StartError{125, err}
+	}
 	if err := r.prepare(ctx); err != nil {
 		r.given()
 		r.copies.Wait()

@@ -72,6 +72,8 @@ func Main(ctx context.Context, args []string) {
 		unix.CloseOnExec(Watcher)
 		m.Watcher = os.NewFile(Watcher, "watcher")
 	}
+	// A read that blocks would keep a processor of the runtime for a while.
+	_ = unix.SetNonblock(Talk, true)
 	serve(context.WithoutCancel(ctx), m, store, os.NewFile(Talk, "talk"))
 }
 
