@@ -21,10 +21,11 @@ type ranges struct {
 	file   *os.File
 	direct *os.File // nil where it cannot be had
 
-	// What reading from memory took since it was last weighed.
-	bytes atomic.Int64
-	cost  atomic.Int64 // in nanoseconds of a processor
-	dear  atomic.Bool  // it is not worth that
+	dear atomic.Bool // what is in memory is not worth what it takes
+
+	mu    sync.Mutex
+	bytes int           // read from memory since that was last weighed
+	cost  time.Duration // of a processor, for them
 }
 
 const (
@@ -80,13 +81,14 @@ func (r *ranges) readCached(b []byte, offset int64) (n int) {
 		n, _ = unix.Preadv2(int(r.file.Fd()), [][]byte{b}, offset, unix.RWF_NOWAIT)
 	})
 	n = max(n, 0)
-	total, all := r.bytes.Add(int64(n)), r.cost.Add(int64(cost))
-	if total >= weighBytes {
-		r.bytes.Add(-total)
-		r.cost.Add(-all)
-		if r.direct != nil && all > total>>20*int64(dearMemory) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bytes, r.cost = r.bytes+n, r.cost+cost
+	if r.bytes >= weighBytes {
+		if r.direct != nil && r.cost > time.Duration(r.bytes>>20)*dearMemory {
 			r.dear.Store(true)
 		}
+		r.bytes, r.cost = 0, 0
 	}
 	return n
 }

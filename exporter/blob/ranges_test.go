@@ -37,7 +37,7 @@ func TestRanges(t *testing.T) {
 			}
 		},
 		"dear":    func(r *ranges) { r.dear.Store(true) },
-		"weighed": func(r *ranges) { r.cost.Store(int64(time.Hour)) },
+		"weighed": func(r *ranges) { r.cost = time.Hour },
 		"not past memory": func(r *ranges) {
 			if r.direct != nil {
 				r.direct.Close()
